@@ -1,0 +1,54 @@
+# Everything that a fresh machine needs beside Go is fetched and built by these targets.
+export CGO_ENABLED ?= 0
+export GOFLAGS ?= -trimpath
+
+LINT := bin/golangci-lint
+FUZZTIME ?= 1m
+
+.PHONY: all build demo test lint unit race fuzz fmt clean
+
+all: build
+
+build: bin/shoal
+
+.PHONY: bin/shoal
+bin/shoal:
+	go build -o $@ ./cmd/shoal
+
+# The main job: pack, push, mirror, leases, swarm and final files on this machine.
+# make demo ARGS="--nodes 8 --size 1GiB"
+demo: bin/shoal
+	bin/shoal demo $(ARGS)
+
+# Quick checks first.
+test: lint unit race
+
+lint: $(LINT)
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run: make fmt"; exit 1; }
+	go vet ./...
+	$(LINT) run ./...
+
+$(LINT): tools/go.mod
+	cd tools && go build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+unit:
+	go test ./...
+
+# The race detector needs cgo; the packages with the most concurrency pay for it.
+RACE := ./tracker/... ./peer/store/... ./mirror/... ./swarm/...
+race:
+	@if command -v $${CC:-cc} >/dev/null; then CGO_ENABLED=1 go test -race -short $(RACE); \
+	else echo "no C compiler: the race detector is skipped (apt-get install gcc)"; fi
+
+# Every fuzz target for FUZZTIME each.
+fuzz:
+	@set -e; for p in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
+	    echo "== $$p $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p; \
+	  done; done
+
+fmt:
+	gofmt -w $$(git ls-files '*.go')
+
+clean:
+	rm -rf bin
