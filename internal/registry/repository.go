@@ -1,0 +1,194 @@
+// Package registry opens one repository of an OCI registry, for packing, pulling, the mirror's fills
+// and nodes without a mirror. What oras-go does well is oras-go's: manifests, tags, referrers,
+// credentials. This package adds bounded retries with back-off, errors that say what to do, blob
+// reads that go on after a broken connection, and uploads in chunks that survive the death of the
+// process (distribution-spec, "Pushing a blob in chunks").
+//
+// Credentials go to the registry's own origin only: oras-go's auth client drops them on a redirect
+// to another one, and an upload that is sent to another host is refused.
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/credentials"
+	"oras.land/oras-go/v2/registry/remote/retry"
+)
+
+// Config says how a registry is reached.
+type Config struct {
+	// PlainHTTP speaks HTTP without TLS.
+	PlainHTTP bool
+	// TLS is used for https; nil means the system's roots.
+	TLS *tls.Config
+	// Credential finds credentials for a registry's host; nil means the docker configuration
+	// (~/.docker/config.json or $DOCKER_CONFIG, credential helpers included).
+	Credential auth.CredentialFunc
+	// Retry is DefaultRetry where Tries is 0.
+	Retry Retry
+	// Stall is how long a blob's body may bring no byte before it is asked for again; 0 means 30 s.
+	Stall time.Duration
+	// UserAgent is "shoal" where empty.
+	UserAgent string
+}
+
+// Repository is one repository of a registry. It is an oras-go target with errors of type *Error.
+type Repository struct {
+	*remote.Repository
+	retry     Retry
+	stall     time.Duration
+	transport *http.Transport
+}
+
+// Open prepares the repository that reference names ("host[:port]/name", with or without a tag or
+// digest, which ends up in Reference). No request is made.
+func Open(reference string, cfg Config) (*Repository, error) {
+	repo, err := remote.NewRepository(reference)
+	if err != nil {
+		return nil, fmt.Errorf("image reference %q: %w", reference, err)
+	}
+	if cfg.Retry.Tries == 0 {
+		cfg.Retry = DefaultRetry()
+	}
+	if cfg.Stall == 0 {
+		cfg.Stall = 30 * time.Second
+	}
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "shoal"
+	}
+	if cfg.Credential == nil {
+		store, err := credentials.NewStoreFromDocker(credentials.StoreOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("docker configuration: %w", err)
+		}
+		cfg.Credential = credentials.Credential(store)
+	}
+	// A transport with its own TLS config speaks HTTP/1.1: several connections carry more than the
+	// one flow-controlled connection of HTTP/2.
+	transport := &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSClientConfig:       cfg.TLS,
+		TLSHandshakeTimeout:   10 * time.Second,
+		TLSNextProto:          map[string]func(string, *tls.Conn) http.RoundTripper{},
+		MaxIdleConnsPerHost:   16,
+		IdleConnTimeout:       60 * time.Second,
+		ResponseHeaderTimeout: 5 * time.Minute, // registries over object stores move the blob on the last PUT
+		DisableCompression:    true,
+	}
+	client := &auth.Client{
+		Client:     &http.Client{Transport: &retryTransport{base: transport, retry: cfg.Retry}},
+		Cache:      auth.NewCache(),
+		Credential: cfg.Credential,
+	}
+	client.SetUserAgent(cfg.UserAgent)
+	repo.Client = client
+	repo.PlainHTTP = cfg.PlainHTTP
+	// Old referrers indexes are left to the registry's collector: many registries refuse deletes.
+	repo.SkipReferrersGC = true
+	return &Repository{Repository: repo, retry: cfg.Retry, stall: cfg.Stall, transport: transport}, nil
+}
+
+// Close ends idle connections.
+func (r *Repository) Close() { r.transport.CloseIdleConnections() }
+
+// Name is "host[:port]/repository".
+func (r *Repository) Name() string { return r.Reference.Registry + "/" + r.Reference.Repository }
+
+// retryTransport tries every request again but a PATCH, which is not idempotent: the upload asks
+// the registry first how much of it arrived.
+type retryTransport struct {
+	base  http.RoundTripper
+	retry Retry
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodPatch {
+		return t.base.RoundTrip(req)
+	}
+	again := retry.Transport{Base: t.base, Policy: func() retry.Policy { return retryPolicy{t.retry} }}
+	return again.RoundTrip(req)
+}
+
+// Resolve implements oras.Target.
+func (r *Repository) Resolve(ctx context.Context, reference string) (ocispec.Descriptor, error) {
+	desc, err := r.Repository.Resolve(ctx, reference)
+	return desc, r.explain("resolve "+reference, err)
+}
+
+// Fetch implements content.Fetcher. A blob's reader goes on by ranges where its connection breaks.
+func (r *Repository) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if !isManifest(desc.MediaType) {
+		return r.OpenRange(ctx, desc, 0, desc.Size)
+	}
+	rc, err := r.Repository.Fetch(ctx, desc)
+	return rc, r.explain("read manifest "+desc.Digest.String(), err)
+}
+
+// isManifest follows oras-go's own choice between the two endpoints.
+func isManifest(mediaType string) bool {
+	switch mediaType {
+	case ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex,
+		"application/vnd.docker.distribution.manifest.v2+json",
+		"application/vnd.docker.distribution.manifest.list.v2+json",
+		"application/vnd.oci.artifact.manifest.v1+json":
+		return true
+	}
+	return false
+}
+
+// Push implements content.Pusher.
+func (r *Repository) Push(ctx context.Context, desc ocispec.Descriptor, content io.Reader) error {
+	return r.explain("write "+desc.Digest.String(), r.Repository.Push(ctx, desc, content))
+}
+
+// PushReference pushes a manifest under a tag.
+func (r *Repository) PushReference(ctx context.Context, desc ocispec.Descriptor, content io.Reader, reference string) error {
+	return r.explain("write "+reference, r.Repository.PushReference(ctx, desc, content, reference))
+}
+
+// Tag implements content.Tagger.
+func (r *Repository) Tag(ctx context.Context, desc ocispec.Descriptor, reference string) error {
+	return r.explain("tag "+reference, r.Repository.Tag(ctx, desc, reference))
+}
+
+// Exists implements content.ReadOnlyStorage.
+func (r *Repository) Exists(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	ok, err := r.Repository.Exists(ctx, desc)
+	return ok, r.explain("look up "+desc.Digest.String(), err)
+}
+
+// do sends a request of our own through the same client, hence with the same credentials.
+func (r *Repository) do(req *http.Request) (*http.Response, error) {
+	resp, err := r.Client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		return nil, errorResponse(resp)
+	}
+	return resp, nil
+}
+
+// url builds an address below the repository's /v2/ root.
+func (r *Repository) url(suffix string) string {
+	scheme := "https"
+	if r.PlainHTTP {
+		scheme = "http"
+	}
+	return fmt.Sprintf("%s://%s/v2/%s/%s", scheme, r.Reference.Host(), r.Reference.Repository, suffix)
+}
+
+var errShortBody = errors.New("the registry ended the body too early")

@@ -1,0 +1,232 @@
+package model
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+	"oras.land/oras-go/v2/errdef"
+)
+
+// uploadChunk is what is sent, and then written down, at a time: large enough for registries over
+// object stores (5 MiB parts), small enough to be lost. It is a multiple of HashLayerPiece.
+const uploadChunk = 8 << 20
+
+// layerRestarts is how often an upload that the registry forgot begins again.
+const layerRestarts = 3
+
+// errUploadLost means that the registry does not know the upload any more.
+var errUploadLost = errors.New("the registry lost the upload")
+
+func uploadError(err error) error {
+	if errors.Is(err, errdef.ErrNotFound) {
+		return fmt.Errorf("%w: %w", errUploadLost, err)
+	}
+	return err
+}
+
+// packLayer brings layer i into the registry, by the cheapest way there is.
+func (p *packer) packLayer(ctx context.Context, i int) (Layer, error) {
+	if old, ok, err := p.reusable(ctx, i); err != nil || ok {
+		if ok {
+			p.reused.Add(1)
+			p.progress(i, old.Size, true)
+		}
+		return old, err
+	}
+	state, err := p.state.layer(p.groups[i])
+	if err != nil {
+		return Layer{}, err
+	}
+	if done := state.saved.Done; done != nil {
+		ok, err := p.inRegistry(ctx, *done)
+		if err != nil {
+			return Layer{}, err
+		}
+		if ok {
+			p.learn(*done)
+			p.progress(i, done.Size, false)
+			return *done, nil
+		}
+		state.reset()
+	}
+	for try := 1; ; try++ {
+		layer, err := p.sendLayer(ctx, i, state)
+		if err == nil {
+			return layer, nil
+		}
+		if !errors.Is(err, errUploadLost) || try == layerRestarts {
+			return Layer{}, err
+		}
+		p.log.Info("the registry lost an upload, the layer begins again", "layer", layerName(p.layers[i]), "error", err)
+		state.reset()
+	}
+}
+
+// sendLayer streams one layer, from where state left off.
+func (p *packer) sendLayer(ctx context.Context, i int, state *layerState) (Layer, error) {
+	stream := newLayerStream(p.source, p.layers[i], p.groups[i], &p.read)
+	defer stream.close()
+	up := &layerUpload{packer: p, index: i, state: state}
+	if err := up.resume(ctx, stream); err != nil {
+		return Layer{}, err
+	}
+	if up.location == "" {
+		var err error
+		if up.location, err = p.target.StartUpload(ctx); err != nil {
+			return Layer{}, err
+		}
+	}
+	if err := up.run(ctx, stream); err != nil {
+		return Layer{}, err
+	}
+	layer, hashes := stream.finish()
+	for m, f := range p.groups[i] {
+		if f.Checksum != "" && !strings.HasPrefix(f.Checksum, "sha256:") {
+			layer.Members[m].Source = f.Checksum
+		}
+	}
+	if err := p.target.CommitUpload(ctx, up.location, layer.Digest, layer.Size); err != nil {
+		return Layer{}, uploadError(err)
+	}
+	wire, err := hashes.MarshalBinary()
+	if err != nil {
+		return Layer{}, err
+	}
+	if err := p.push(ctx, document{desc: hashLayerDescriptor(layer), raw: wire}); err != nil {
+		return Layer{}, err
+	}
+	if err := state.done(layer); err != nil {
+		return Layer{}, fmt.Errorf("state of the pack: %w", err)
+	}
+	p.learn(layer)
+	p.progress(i, layer.Size, false)
+	return layer, nil
+}
+
+// layerUpload is one layer's way into the registry: a goroutine reads and hashes the next chunk
+// while the last one is sent. Two chunks are all the memory that a layer takes.
+type layerUpload struct {
+	*packer
+	index    int
+	state    *layerState
+	location string
+	has      int64 // what the registry has of the layer
+}
+
+// resume puts stream where the state left off, if the registry still has that much. Bytes that it
+// has beyond are read and hashed again, not sent.
+func (u *layerUpload) resume(ctx context.Context, stream *layerStream) error {
+	saved := u.state.saved
+	if saved.Position == nil {
+		return nil
+	}
+	location, has, err := u.target.UploadStatus(ctx, saved.Location)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil || has < saved.Position.At || has > stream.layer.Size {
+		// Whatever the registry says here, the way out is the same, and a registry that is down
+		// refuses the new upload too.
+		return fmt.Errorf("%w: it has %d bytes of %d: %v", errUploadLost, has, saved.Position.At, err)
+	}
+	if err := stream.seek(saved.Position); err != nil {
+		return fmt.Errorf("%w: saved state: %w", errUploadLost, err)
+	}
+	u.location, u.has = location, has
+	u.log.Debug("upload goes on", "layer", layerName(u.layers[u.index]), "bytes", saved.Position.At)
+	return nil
+}
+
+// chunk is a piece of the layer and the stream's position after it.
+type chunk struct {
+	buf   []byte
+	start int64
+	next  *position // nil at the layer's end
+}
+
+func (u *layerUpload) run(ctx context.Context, stream *layerStream) error {
+	free := make(chan []byte, 2)
+	full := make(chan chunk)
+	free <- make([]byte, uploadChunk)
+	free <- make([]byte, uploadChunk)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer close(full)
+		return readChunks(ctx, stream, free, full)
+	})
+	group.Go(func() error {
+		for c := range full {
+			if err := u.send(ctx, c); err != nil {
+				return err
+			}
+			free <- c.buf[:uploadChunk] // never blocks: there are two buffers in all
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+func readChunks(ctx context.Context, stream *layerStream, free <-chan []byte, full chan<- chunk) error {
+	for stream.at < stream.layer.Size {
+		var buf []byte
+		select {
+		case buf = <-free:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		// After a resume the first chunk ends at the next multiple, so that each can be saved.
+		start := stream.at
+		n, err := stream.fill(ctx, buf[:uploadChunk-start%uploadChunk])
+		if err != nil {
+			return err
+		}
+		c := chunk{buf: buf[:n], start: start}
+		if c.next, err = stream.position(); err != nil {
+			return err
+		}
+		select {
+		case full <- c:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// send brings a chunk into the registry and writes down how far the layer is.
+func (u *layerUpload) send(ctx context.Context, c chunk) error {
+	end := c.start + int64(len(c.buf))
+	if u.has < end {
+		skip := max(u.has-c.start, 0)
+		location, err := u.target.UploadChunk(ctx, u.location, c.start+skip, c.buf[skip:])
+		if err != nil {
+			return uploadError(err)
+		}
+		u.location, u.has = location, end
+		u.sent.Add(int64(len(c.buf)) - skip)
+	}
+	if c.next != nil && u.has == end {
+		if err := u.state.accept(u.location, c.next); err != nil {
+			return fmt.Errorf("state of the pack: %w", err)
+		}
+	}
+	if end < u.layers[u.index].Size {
+		u.progress(u.index, end, false) // the end is told when the layer is committed
+	}
+	return nil
+}
+
+// push sends a document unless the registry has it.
+func (p *packer) push(ctx context.Context, d document) error {
+	ok, err := p.target.Exists(ctx, d.desc)
+	if err != nil || ok {
+		return err
+	}
+	p.sent.Add(int64(len(d.raw)))
+	return p.target.Push(ctx, d.desc, bytes.NewReader(d.raw))
+}
