@@ -29,13 +29,13 @@ lint: $(LINT)
 	$(LINT) run ./...
 
 $(LINT): tools/go.mod
-	cd tools && go build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	cd tools && CGO_ENABLED=0 go build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 unit:
 	go test ./...
 
 # The race detector needs cgo; the packages with the most concurrency pay for it.
-RACE := ./tracker/... ./peer/store/... ./mirror/... ./swarm/...
+RACE := ./tracker/... ./internal/registry/...
 race:
 	@if command -v $${CC:-cc} >/dev/null; then CGO_ENABLED=1 go test -race -short $(RACE); \
 	else echo "no C compiler: the race detector is skipped (apt-get install gcc)"; fi

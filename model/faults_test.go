@@ -2,6 +2,7 @@ package model_test
 
 import (
 	"errors"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -35,9 +36,7 @@ func body(reg *testRegistry, change func(b []byte) []byte) func(http.ResponseWri
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		rec := httptest.NewRecorder()
 		reg.app.ServeHTTP(rec, r)
-		for key, values := range rec.Header() {
-			w.Header()[key] = values
-		}
+		maps.Copy(w.Header(), rec.Header())
 		w.WriteHeader(rec.Code)
 		if _, err := w.Write(change(rec.Body.Bytes())); err != nil {
 			return true // the client went away

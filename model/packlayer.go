@@ -128,10 +128,13 @@ func (u *layerUpload) resume(ctx context.Context, stream *layerStream) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if err != nil || has < saved.Position.At || has > stream.layer.Size {
+	if err != nil {
 		// Whatever the registry says here, the way out is the same, and a registry that is down
 		// refuses the new upload too.
-		return fmt.Errorf("%w: it has %d bytes of %d: %v", errUploadLost, has, saved.Position.At, err)
+		return fmt.Errorf("%w: %w", errUploadLost, err)
+	}
+	if has < saved.Position.At || has > stream.layer.Size {
+		return fmt.Errorf("%w: it has %d bytes of %d", errUploadLost, has, saved.Position.At)
 	}
 	if err := stream.seek(saved.Position); err != nil {
 		return fmt.Errorf("%w: saved state: %w", errUploadLost, err)

@@ -212,8 +212,11 @@ func (r *layerReader) extract(root *os.Root, m Member) (err error) {
 
 // end checks that the layer ends here and that all of it was right.
 func (r *layerReader) end() error {
-	if n, err := io.ReadFull(r.body, r.buf[:1]); n > 0 || err != io.EOF {
-		return fmt.Errorf("layer %s: more than its %d bytes arrived (%v)", r.layer.Digest, r.layer.Size, err)
+	switch n, err := io.ReadFull(r.body, r.buf[:1]); {
+	case n > 0:
+		return fmt.Errorf("layer %s: more than its %d bytes arrived", r.layer.Digest, r.layer.Size)
+	case !errors.Is(err, io.EOF):
+		return fmt.Errorf("the end of layer %s: %w", r.layer.Digest, err)
 	}
 	if got := digest.NewDigest(digest.SHA256, r.sha256); got != r.layer.Digest {
 		return fmt.Errorf("layer %s: the bytes that arrived are %s", r.layer.Digest, got)

@@ -30,9 +30,8 @@ type testRegistry struct {
 	host string
 	app  http.Handler
 
-	mu     sync.Mutex
-	fault  func(w http.ResponseWriter, r *http.Request) bool // true: the answer was given
-	counts map[string]int                                    // "METHOD kind" -> requests
+	mu    sync.Mutex
+	fault func(w http.ResponseWriter, r *http.Request) bool // true: the answer was given
 }
 
 func newRegistry(t *testing.T) *testRegistry {
@@ -49,14 +48,9 @@ func newRegistry(t *testing.T) *testRegistry {
 	config.Log.Level = "error"
 	config.HTTP.Secret = "test"
 	app := handlers.NewApp(t.Context(), config)
-	reg := &testRegistry{t: t, app: app, counts: make(map[string]int)}
+	reg := &testRegistry{t: t, app: app}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		kind := "manifest"
-		if strings.Contains(r.URL.Path, "/blobs/") {
-			kind = "blob"
-		}
 		reg.mu.Lock()
-		reg.counts[r.Method+" "+kind]++
 		fault := reg.fault
 		reg.mu.Unlock()
 		if fault == nil || !fault(w, r) {
@@ -79,12 +73,6 @@ func (r *testRegistry) setFault(fault func(http.ResponseWriter, *http.Request) b
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.fault = fault
-}
-
-func (r *testRegistry) count(key string) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.counts[key]
 }
 
 func (r *testRegistry) open(name string) *registry.Repository {

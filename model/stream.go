@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
@@ -48,7 +49,7 @@ func (s *layerStream) fill(ctx context.Context, buf []byte) (int, error) {
 		}
 		got, err := s.step(ctx, buf[n:])
 		s.sha256.Write(buf[n : n+got])
-		s.pieces.Write(buf[n : n+got])
+		_, _ = s.pieces.Write(buf[n : n+got])
 		n += got
 		s.at += int64(got)
 		if err != nil {
@@ -71,7 +72,7 @@ func (s *layerStream) step(ctx context.Context, buf []byte) (int, error) {
 	}
 	n, err := s.content.Read(buf[:min(int64(len(buf)), m.Offset+m.Size-s.at)])
 	s.read.Add(int64(n))
-	s.sum.Write(buf[:n])
+	_, _ = s.sum.Write(buf[:n])
 	switch {
 	case err == io.EOF && s.at+int64(n) < m.Offset+m.Size:
 		return n, fmt.Errorf("file %q ended after %d of %d bytes: it changed while it was packed", m.Path, s.at+int64(n)-m.Offset, m.Size)
@@ -115,7 +116,7 @@ func (s *layerStream) finishMember(ctx context.Context, at int64) error {
 	if n > 0 {
 		return fmt.Errorf("file %q has more than the %d bytes listed: it changed while it was packed", m.Path, m.Size)
 	}
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read %q: %w", m.Path, err)
 	}
 	closeErr := s.content.Close()
@@ -169,7 +170,7 @@ func (s *layerStream) position() (*position, error) {
 	if !ok || at != s.at {
 		return nil, nil
 	}
-	p := &position{At: at, Member: s.member, hashes: hashes[:len(hashes):len(hashes)]}
+	p := &position{At: at, Member: s.member, hashes: slices.Clip(hashes)}
 	var err error
 	if p.Layer, err = marshalHash(s.sha256); err != nil {
 		return nil, err

@@ -30,8 +30,8 @@ func (r *Repository) OpenRange(ctx context.Context, desc ocispec.Descriptor, off
 	reader := &rangeReader{ctx: ctx, cancel: cancel, repo: r, desc: desc, at: off, end: off + n}
 	if n > 0 {
 		// The first request is made here, so that a missing blob is an error of OpenRange.
-		if err := reader.open(); err != nil {
-			reader.Close()
+		if err := reader.open(); err != nil { //nolint:contextcheck // the reader carries it
+			_ = reader.Close()
 			return nil, r.explain("read blob "+desc.Digest.String(), err)
 		}
 	}
@@ -67,7 +67,7 @@ func (r *rangeReader) open() error {
 	if !whole {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.at, r.end-1))
 	}
-	resp, err := r.repo.do(req)
+	resp, err := r.repo.do(req) //nolint:bodyclose // closeBody closes it
 	if err != nil {
 		cancel()
 		return err
@@ -150,7 +150,7 @@ func (r *rangeReader) next(p []byte) (int, error) {
 	if err != nil {
 		r.closeBody()
 	}
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = errShortBody
 	}
 	return n, err

@@ -53,8 +53,7 @@ func (r *Repository) explain(op string, err error) error {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	var known *Error
-	if errors.As(err, &known) {
+	if _, known := errors.AsType[*Error](err); known {
 		return err
 	}
 	e := &Error{Registry: r.Reference.Registry, Repository: r.Reference.Repository, Op: op, Err: err}

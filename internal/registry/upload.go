@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -99,8 +100,7 @@ func (r *Repository) patch(ctx context.Context, location string, offset int64, c
 	resp, err := r.upload(ctx, http.MethodPatch, location, header, chunk)
 	if err != nil {
 		wait = -1
-		var limited *throttled
-		if errors.As(err, &limited) {
+		if limited, ok := errors.AsType[*throttled](err); ok {
 			wait = min(limited.after, r.retry.Max)
 		}
 		if errors.Is(context.Cause(ctx), errStalled) {
@@ -121,8 +121,7 @@ func (r *Repository) patch(ctx context.Context, location string, offset int64, c
 var errPartial = errors.New("the registry took a part of the chunk")
 
 func retryUpload(err error) bool {
-	var refused *errcode.ErrorResponse
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*errcode.ErrorResponse](err); ok {
 		return transientStatus(refused.StatusCode) || refused.StatusCode == http.StatusRequestedRangeNotSatisfiable
 	}
 	return errors.Is(err, errPartial) || errors.Is(err, errStalled) || transient(err)
@@ -175,9 +174,7 @@ func (r *Repository) upload(ctx context.Context, method, location string, header
 	if err != nil {
 		return nil, err
 	}
-	for key, values := range header {
-		req.Header[key] = values
-	}
+	maps.Copy(req.Header, header)
 	if method == http.MethodPatch || method == http.MethodPut {
 		req.Header.Set("Content-Type", "application/octet-stream")
 	}
