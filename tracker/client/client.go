@@ -58,8 +58,8 @@ func (e *Error) Error() string {
 
 // IsNotFound reports whether err is the tracker's answer that it does not have what was asked for.
 func IsNotFound(err error) bool {
-	var e *Error
-	return errors.As(err, &e) && e.Status == http.StatusNotFound
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Status == http.StatusNotFound
 }
 
 // New returns a Client; it does not connect yet.
@@ -150,8 +150,11 @@ func hashesPath(key Key, size int64) string {
 	return HashesPath + "/" + key.String() + "?size=" + strconv.FormatInt(size, 10)
 }
 
-// SetDesired replaces the desired set. Only a controller may.
+// SetDesired replaces the desired set, by an empty one if d has no models. Only a controller may.
 func (c *Client) SetDesired(ctx context.Context, d Desired) error {
+	if d.Models == nil {
+		d.Models = []DesiredModel{} // the tracker takes null for a mistake
+	}
 	if err := c.json(ctx, http.MethodPut, DesiredPath, d, nil, 0); err != nil {
 		return fmt.Errorf("write the desired set: %w", err)
 	}
@@ -253,8 +256,8 @@ func (c *Client) json(ctx context.Context, method, path string, in, out any, wai
 func (c *Client) get(ctx context.Context, req call) ([]byte, error) {
 	req.method = http.MethodGet
 	body, err := c.do(ctx, req)
-	var answered *Error
-	if err == nil || errors.As(err, &answered) || ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
+	_, answered := errors.AsType[*Error](err)
+	if err == nil || answered || ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
 		return body, err
 	}
 	return c.do(ctx, req)

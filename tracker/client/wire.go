@@ -43,7 +43,11 @@ type Key struct {
 }
 
 // String returns "<sha256 hex>-<root hex>".
-func (k Key) String() string { return k.Digest.Encoded() + "-" + k.Root.String() }
+func (k Key) String() string {
+	// Digest.Encoded panics at a digest that is not one, which a Key may have from outside.
+	_, blob, _ := strings.Cut(k.Digest.String(), ":")
+	return blob + "-" + k.Root.String()
+}
 
 // ParseKey is the inverse of Key.String.
 func ParseKey(s string) (Key, error) {

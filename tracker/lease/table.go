@@ -133,6 +133,10 @@ func New(pieces int, cfg Config, grantAfter time.Time) *Table {
 	return t
 }
 
+// GrantAfter puts off every grant until at: the caller learned that a tracker before us may have
+// given leases. What was granted stays granted.
+func (t *Table) GrantAfter(at time.Time) { t.grantAfter = at }
+
 // Stats returns the counts.
 func (t *Table) Stats() Stats {
 	s := t.stats
@@ -143,6 +147,12 @@ func (t *Table) Stats() Stats {
 
 // Live reports whether the node is a live member.
 func (t *Table) Live(name string) bool { return t.nodes[name] != nil }
+
+// Complete reports whether the node is a live member that holds every piece.
+func (t *Table) Complete(name string) bool {
+	n := t.nodes[name]
+	return n != nil && n.held == t.pieces
+}
 
 // Report takes over what a node says about itself: the pieces it holds, the leases it works on,
 // and the pieces that others announce and it cannot get. Pieces out of range are ignored, as are

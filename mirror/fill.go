@@ -1,0 +1,363 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/internal/registry"
+	"github.com/shoal-project/shoal/peer/store"
+)
+
+// fill is a blob in use: one that arrives, or one that is there. All who want the blob share it.
+type fill struct {
+	digest digest.Digest
+	source Source
+	ready  chan struct{} // closed once the size is known, or nothing will come of it
+	users  int           // guarded by Mirror.mu; the runner is one of them
+
+	mu       sync.Mutex
+	blob     *store.Blob // set before ready is closed, nil when that failed
+	plan     *plan       // nil when the blob was there
+	complete bool        // and verified
+	dropped  bool        // its bytes are wrong
+	err      error
+	waiters  []*waiter // in the order in which they came
+}
+
+// waiter is a reader that lacks the byte at off.
+type waiter struct {
+	want
+	wake chan struct{} // of one
+}
+
+func newFill(d digest.Digest, src Source) *fill {
+	return &fill{digest: d, source: src, ready: make(chan struct{})}
+}
+
+// begin makes the blob known to its readers.
+func (f *fill) begin(blob *store.Blob, p *plan) {
+	f.mu.Lock()
+	f.blob, f.plan, f.complete = blob, p, p == nil
+	f.mu.Unlock()
+	close(f.ready)
+}
+
+// end tells all readers how it ended.
+func (f *fill) end(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err, f.complete = err, err == nil
+	f.dropped = errors.Is(err, ErrWrongBytes) || errors.Is(err, errDamaged)
+	if f.blob == nil {
+		close(f.ready)
+	}
+	for _, w := range f.waiters {
+		w.notify()
+	}
+}
+
+// state returns the blob, or why there is none.
+func (f *fill) state() (*store.Blob, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.blob == nil {
+		return nil, f.err
+	}
+	return f.blob, nil
+}
+
+func (w *waiter) notify() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// wait returns once bytes from off on are there, with their end, which is end at most. A reader of
+// the whole blob gets its last byte only when the digest was found right.
+func (f *fill) wait(ctx context.Context, off, end int64, whole bool) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var w *waiter
+	for {
+		to, err := f.available(off, end, whole)
+		if to > off || err != nil || off == end && f.complete {
+			return to, err
+		}
+		if w == nil {
+			w = &waiter{want: want{off, end}, wake: make(chan struct{}, 1)}
+			f.waiters = append(f.waiters, w)
+			defer f.forget(w)
+		}
+		f.mu.Unlock()
+		select {
+		case <-w.wake:
+			err = nil
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+		f.mu.Lock()
+		if err != nil {
+			return off, err
+		}
+	}
+}
+
+// available says how far a reader at off may go; f.mu is held.
+func (f *fill) available(off, end int64, whole bool) (int64, error) {
+	switch {
+	case f.complete:
+		return end, nil
+	case f.dropped:
+		return off, f.err
+	}
+	if whole && end == f.plan.size {
+		end--
+	}
+	to := off
+	if off < end {
+		to = min(end, f.plan.available(off, end))
+	}
+	if to == off {
+		return off, f.err
+	}
+	return to, nil
+}
+
+// forget takes a waiter out; f.mu is held.
+func (f *fill) forget(w *waiter) {
+	for i, other := range f.waiters {
+		if other == w {
+			f.waiters = append(f.waiters[:i], f.waiters[i+1:]...)
+			return
+		}
+	}
+}
+
+// take returns the next range to fetch.
+func (f *fill) take(jump bool) *span {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if jump {
+		return f.plan.take(f.waiters)
+	}
+	return f.plan.take(nil)
+}
+
+// wrote notes n more written bytes of s, wakes who waits for them, and marks the pieces that are full.
+func (f *fill) wrote(s *span, n int64) error {
+	f.mu.Lock()
+	from := s.at
+	first, last := f.plan.advance(s, n)
+	for _, w := range f.waiters {
+		if w.off >= from && w.off < s.at {
+			w.notify()
+		}
+	}
+	f.mu.Unlock()
+	for i := first; i < last; i++ {
+		if err := f.blob.MarkPiece(i); err != nil {
+			return err
+		}
+		f.mu.Lock()
+		f.plan.done(i)
+		f.mu.Unlock()
+	}
+	return nil
+}
+
+func (f *fill) finish(s *span) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.plan.finish(s)
+}
+
+// fetch reads the missing bytes, a few ranges at once, until none is left.
+func (m *Mirror) fetch(ctx context.Context, f *fill, info blobInfo) error {
+	up := m.upstreams[f.source.Upstream]
+	repo, err := up.repository(f.source.Repository)
+	if err != nil {
+		return err
+	}
+	desc := ocispec.Descriptor{MediaType: "application/octet-stream", Digest: f.digest, Size: info.size}
+	group, ctx := errgroup.WithContext(ctx)
+	workers := m.cfg.Parallel
+	if !info.ranges {
+		workers = 1
+	}
+	for range workers {
+		group.Go(func() error {
+			for {
+				more, err := m.fetchNext(ctx, f, repo, up.slots, desc, info.ranges)
+				if err != nil || !more {
+					return err
+				}
+			}
+		})
+	}
+	return group.Wait()
+}
+
+// fetchNext fetches one range. It reports whether there was one.
+func (m *Mirror) fetchNext(ctx context.Context, f *fill, repo *registry.Repository, slots chan struct{}, desc ocispec.Descriptor, jump bool) (bool, error) {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+	s := f.take(jump) // only now: what is wanted most may have changed while we waited
+	if s == nil {
+		return false, nil
+	}
+	defer f.finish(s)
+	body, err := repo.OpenRange(ctx, desc, s.at, s.end-s.at)
+	if err != nil {
+		return false, blame(f.source, err)
+	}
+	defer body.Close()
+	buf := m.buffers.get()
+	defer m.buffers.put(buf)
+	for at := s.start; at < s.end; {
+		n, err := body.Read(buf)
+		m.metrics.upstreamBytes.Add(float64(n))
+		if n > 0 {
+			if _, err := f.blob.WriteAt(buf[:n], at); err != nil {
+				return false, err
+			}
+			at += int64(n)
+			if err := f.wrote(s, int64(n)); err != nil {
+				return false, err
+			}
+		}
+		if err != nil && at < s.end {
+			return false, blame(f.source, err)
+		}
+	}
+	return true, nil
+}
+
+// prepare finds the blob on the disk, or makes room for it. There is no plan for one that is whole.
+func (m *Mirror) prepare(ctx context.Context, f *fill) (blob *store.Blob, info blobInfo, err error) {
+	key := store.Key{Digest: f.digest}
+	known := int64(-1)
+	blob, err = m.store.OpenBlob(ctx, key)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+	case err != nil:
+		return nil, info, err
+	case blob.Complete():
+		return blob, blobInfo{size: blob.Size()}, nil // perhaps without its last check
+	default:
+		known = blob.Size()
+		if err := blob.Close(); err != nil {
+			return nil, info, err
+		}
+	}
+	info, err = m.upstreams[f.source.Upstream].stat(ctx, f.source, f.digest)
+	if err != nil {
+		return nil, info, err
+	}
+	if known >= 0 && known != info.size { // one of the two answers was wrong
+		if err := m.store.RemoveBlob(key); err != nil {
+			return nil, info, err
+		}
+	}
+	spec := store.Spec{Digest: f.digest, Size: info.size}
+	blob, err = m.store.Create(ctx, spec)
+	if errors.Is(err, store.ErrNoSpace) && m.closeIdle(0) {
+		blob, err = m.store.Create(ctx, spec)
+	}
+	return blob, info, err
+}
+
+// fillBlob brings the blob to the disk and verifies it.
+func (m *Mirror) fillBlob(ctx context.Context, f *fill) error {
+	blob, info, err := m.prepare(ctx, f)
+	if err != nil {
+		return err
+	}
+	if blob.Verified() {
+		f.begin(blob, nil)
+		return nil
+	}
+	rangeSize := m.cfg.RangeSize
+	if !info.ranges {
+		rangeSize = info.size + blob.PieceLength() // all of it
+	}
+	m.metrics.fills.Inc()
+	p := newPlan(blob.Size(), blob.PieceLength(), rangeSize, blob.Have)
+	resumed := p.missing < len(p.have)
+	f.begin(blob, p)
+	if !blob.Complete() {
+		if err := m.fetch(ctx, f, info); err != nil {
+			return err
+		}
+	}
+	if resumed {
+		return m.verifyAll(ctx, f)
+	}
+	return wrongBytes(f.source, blob.Finish(ctx))
+}
+
+// verifyAll hashes the whole blob from the disk. A part of it was written by an earlier fill: the sum
+// that the store saved then says nothing of what became of the file since.
+func (m *Mirror) verifyAll(ctx context.Context, f *fill) error {
+	wrong, err := f.blob.Verify(ctx)
+	if err == nil && len(wrong) > 0 {
+		err = fmt.Errorf("blob %s: %w", f.digest, errDamaged)
+	}
+	return err
+}
+
+// copyRange writes the n bytes at off to w as they come.
+func (m *Mirror) copyRange(ctx context.Context, f *fill, w io.Writer, off, n int64) error {
+	end := off + n
+	whole := off == 0 && end == f.blob.Size()
+	buf := m.buffers.get()
+	defer m.buffers.put(buf)
+	for at := off; ; {
+		to, err := f.wait(ctx, at, end, whole)
+		if err != nil {
+			return fmt.Errorf("blob %s at byte %d: %w", f.digest, at, err)
+		}
+		for at < to {
+			chunk := buf[:min(int64(len(buf)), to-at)]
+			if _, err := f.blob.ReadAt(chunk, at); err != nil {
+				return err
+			}
+			n, err := w.Write(chunk)
+			m.metrics.sentBytes.Add(float64(n))
+			if err != nil {
+				return err
+			}
+			at += int64(n)
+		}
+		if at == end {
+			return nil
+		}
+	}
+}
+
+// buffers are for copying.
+type buffers struct{ pool sync.Pool }
+
+// bufferSize is in bytes: large enough that a system call a buffer costs nothing, small enough for
+// a thousand readers.
+const bufferSize = 128 << 10
+
+func (b *buffers) get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
+	}
+	return make([]byte, bufferSize)
+}
+
+func (b *buffers) put(p []byte) { b.pool.Put(&p) }

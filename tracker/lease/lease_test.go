@@ -1,0 +1,548 @@
+package lease
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// scene is a Table with a clock and nodes that repeat what they hold and work on.
+type scene struct {
+	t     *testing.T
+	table *Table
+	now   time.Time
+	nodes []*actor
+}
+
+type actor struct {
+	s     *scene
+	name  string
+	have  Bitmap
+	open  []int
+	stuck []int
+}
+
+func newScene(t *testing.T, pieces int) *scene {
+	s := &scene{t: t, now: time.Unix(1_700_000_000, 0)}
+	s.table = New(pieces, Config{}, time.Time{})
+	t.Cleanup(func() { check(t, s.table) })
+	return s
+}
+
+func (s *scene) node(name string, have ...int) *actor {
+	n := &actor{s: s, name: name, have: NewBitmap(s.table.pieces)}
+	for _, p := range have {
+		n.have.Set(p)
+	}
+	s.nodes = append(s.nodes, n)
+	n.report()
+	return n
+}
+
+func (n *actor) report() {
+	n.s.table.Expire(n.s.now)
+	n.s.table.Report(n.name, slices.Clone(n.have), n.open, n.stuck, n.s.now)
+}
+
+// lease asks for count pieces and takes what comes as open.
+func (n *actor) lease(count int) []int {
+	n.report()
+	pieces, _ := n.s.table.Grant(n.name, count, n.s.now)
+	n.open = append(n.open, pieces...)
+	return pieces
+}
+
+// wants fails the test unless n is leased exactly these pieces when it asks for count.
+func (n *actor) wants(count int, want ...int) {
+	n.s.t.Helper()
+	if got := n.lease(count); !slices.Equal(got, want) {
+		n.s.t.Fatalf("%s asks for %d at %v and gets %v, want %v", n.name, count, n.s.now.Format("04:05.000"), got, want)
+	}
+}
+
+// has makes n hold pieces, and report it.
+func (n *actor) has(pieces ...int) {
+	for _, p := range pieces {
+		n.have.Set(p)
+		n.open = slices.DeleteFunc(n.open, func(o int) bool { return o == p })
+	}
+	n.report()
+}
+
+// pass lets time pass while the given nodes report each half second.
+func (s *scene) pass(d time.Duration, alive ...*actor) {
+	for end := s.now.Add(d); s.now.Before(end); {
+		s.now = s.now.Add(min(500*time.Millisecond, end.Sub(s.now)))
+		for _, n := range alive {
+			n.report()
+		}
+	}
+}
+
+// check compares everything that a Table counts with what follows from its nodes.
+func check(t *testing.T, table *Table) {
+	t.Helper()
+	holders, leases := make([]int32, table.pieces), make([]int32, table.pieces)
+	var complete, open, active, shares, held int
+	for _, n := range table.nodes {
+		count := 0
+		for p := range table.pieces {
+			if n.have.has(p) {
+				holders[p]++
+				count++
+			}
+		}
+		if count != n.held {
+			t.Errorf("%s holds %d pieces, counted as %d", n.name, count, n.held)
+		}
+		if count == table.pieces {
+			complete++
+		}
+		for p, l := range n.open {
+			open++
+			if l.node != n || l.piece != p || n.have.has(p) {
+				t.Errorf("lease of %d by %s is wrong: %+v", p, n.name, l)
+			}
+			if !l.lapsed {
+				leases[p]++
+			}
+		}
+		if n.active {
+			active++
+			shares += n.share
+		}
+	}
+	for p := range table.pieces {
+		if holders[p] > 0 {
+			held++
+		}
+		free := holders[p] == 0 && leases[p] == 0
+		if table.holders[p] != holders[p] || table.leases[p] != leases[p] || table.free.has(p) != free {
+			t.Errorf("piece %d has %d holders, %d leases, free %v; counted as %d, %d, %v",
+				p, holders[p], leases[p], free, table.holders[p], table.leases[p], table.free.has(p))
+		}
+		if free && p < table.cursor {
+			t.Errorf("free piece %d is below the cursor %d", p, table.cursor)
+		}
+	}
+	if complete != table.complete || open != table.open.Len() || active != table.active || shares != table.shares || held != table.stats.Held {
+		t.Errorf("complete %d, open %d, active %d, shares %d, held %d; counted as %d, %d, %d, %d, %d", complete, open, active, shares, held,
+			table.complete, table.open.Len(), table.active, table.shares, table.stats.Held)
+	}
+}
+
+func TestOneHolderAPiece(t *testing.T) {
+	s := newScene(t, 10)
+	a, b, c := s.node("a"), s.node("b"), s.node("c", 3)
+	a.wants(2, 0, 1)
+	b.wants(2, 2, 4) // c holds 3
+	c.wants(2, 5, 6)
+	a.has(0)
+	a.wants(1, 7)
+	b.wants(1, 8)
+	b.wants(0)
+	if got, retry := s.table.Grant("stranger", 1, s.now); got != nil || retry != 0 {
+		t.Errorf("a stranger gets %v, retry in %v", got, retry)
+	}
+}
+
+func TestUnreplicatedPiecesHoldANodeBack(t *testing.T) {
+	s := newScene(t, 100)
+	a, b, c := s.node("a"), s.node("b"), s.node("c")
+	a.wants(4, 0, 1, 2) // as many as may be open or unspread
+	s.pass(400*time.Millisecond, a, b, c)
+	a.has(0, 1, 2)
+	a.wants(1)
+	b.has(0) // half of the others hold it
+	a.wants(2, 3)
+	// An uplink that does not pass anything on for long does not starve the origin.
+	s.pass(15*time.Second, a, b, c)
+	a.wants(1, 4)
+}
+
+func TestSharesAreEven(t *testing.T) {
+	s := newScene(t, 300)
+	quick, other := s.node("quick"), s.node("other")
+	other.wants(1, 0)
+	s.pass(100*time.Millisecond, quick, other)
+	other.has(0)
+	quick.has(0)
+	got := 0
+	for range 20 { // quick's pieces spread at once
+		for _, p := range quick.lease(1) {
+			got++
+			other.has(p)
+			quick.has(p)
+		}
+		other.lease(0)
+	}
+	if ahead := s.table.cfg.slack(300, 2); got == 0 || got > 2*ahead+1 {
+		t.Fatalf("quick got %d pieces at once, other 1; want about %d ahead of the mean", got, ahead)
+	}
+	// The origin does not idle for long while the other one does not ask.
+	s.pass(3*time.Second, quick, other)
+	if len(quick.lease(1)) != 1 {
+		t.Fatal("quick still waits for a node that does not ask")
+	}
+}
+
+// TestAheadWaitsOneFetch: a node that is ahead waits, but never longer than a fetch takes.
+func TestAheadWaitsOneFetch(t *testing.T) {
+	s := newScene(t, 100)
+	quick, slow := s.node("quick"), s.node("slow")
+	slow.wants(1, 0)
+	for p := 1; ; p++ { // until it is ahead
+		got := quick.lease(1)
+		if len(got) == 0 {
+			break
+		}
+		s.pass(100*time.Millisecond, quick, slow)
+		quick.has(got...)
+		slow.has(got...)
+		if p > 10 {
+			t.Fatal("quick is never ahead")
+		}
+	}
+	s.pass(99*time.Millisecond, quick, slow)
+	slow.wants(0)
+	if got := quick.lease(1); len(got) > 0 {
+		t.Fatalf("quick gets %v before a fetch's time is over", got)
+	}
+	s.pass(time.Millisecond, quick, slow)
+	if got := quick.lease(1); len(got) != 1 {
+		t.Fatalf("quick gets %v after a fetch's time", got)
+	}
+}
+
+// TestSlowUplinkDoesNotHoldOthersBack: a node that waits for its pieces to spread does not ask, so
+// nobody is ahead of it.
+func TestSlowUplinkDoesNotHoldOthersBack(t *testing.T) {
+	s := newScene(t, 100)
+	slow, quick := s.node("slow"), s.node("quick")
+	slow.wants(3, 0, 1, 2)
+	s.pass(time.Second, slow, quick)
+	slow.has(0, 1, 2)
+	for p := 3; p < 30; p++ {
+		slow.wants(1)
+		quick.wants(1, p)
+		quick.has(p)
+		slow.has(p)
+	}
+}
+
+// TestLateNode: those who were there before a node are not held back until it has caught up.
+func TestLateNode(t *testing.T) {
+	s := newScene(t, 200)
+	a, b := s.node("a"), s.node("b")
+	for p := 0; p < 60; p += 2 {
+		a.wants(1, p)
+		b.wants(1, p+1)
+		a.has(p, p+1)
+		b.has(p, p+1)
+	}
+	late := s.node("late")
+	late.wants(1, 60)
+	a.wants(1, 61)
+	b.wants(1, 62)
+}
+
+// TestFastLinks: what a node fetches within one interval may be unspread, since nobody can have
+// reported it.
+func TestFastLinks(t *testing.T) {
+	s := newScene(t, 200)
+	quick, other := s.node("quick"), s.node("other")
+	quick.wants(1, 0)
+	s.pass(50*time.Millisecond, quick, other)
+	quick.has(0)
+	quick.wants(5, 1, 2, 3, 4, 5)
+	quick.has(1, 2, 3, 4, 5)
+	if got := s.table.cfg.allowance(50 * time.Millisecond); got != 10 {
+		t.Errorf("%d pieces may be unspread at 50 ms a piece, want those of one interval, 10", got)
+	}
+}
+
+// TestPassed: evidence is the completions that no other one beats in piece and order of granting.
+func TestPassed(t *testing.T) {
+	var p passed
+	for _, c := range []completion{{piece: 5, seq: 5}, {piece: 3, seq: 3}, {piece: 9, seq: 2}, {piece: 1, seq: 8}} {
+		p.add(c)
+	}
+	if len(p) != 3 || p[0].piece != 1 || p[1].piece != 5 || p[2].piece != 9 {
+		t.Fatalf("evidence %+v, want pieces 1, 5 and 9", p)
+	}
+	tests := []struct {
+		piece int
+		seq   uint64
+		want  bool
+	}{
+		{piece: 4, seq: 4, want: true},
+		{piece: 5, seq: 4, want: false},
+		{piece: 8, seq: 1, want: true},
+		{piece: 0, seq: 7, want: true},
+		{piece: 0, seq: 9, want: false},
+		{piece: 6, seq: 3, want: false},
+	}
+	for _, tt := range tests {
+		if got := p.beyond(tt.piece, tt.seq); got != tt.want {
+			t.Errorf("beyond(%d, %d) = %v", tt.piece, tt.seq, got)
+		}
+	}
+	p.add(completion{piece: 10, seq: 10})
+	if len(p) != 1 {
+		t.Errorf("evidence %+v, want the one that beats all", p)
+	}
+}
+
+func TestRenewalAndDrop(t *testing.T) {
+	s := newScene(t, 4)
+	a, b := s.node("a"), s.node("b")
+	a.wants(2, 0, 1)
+	s.pass(4*time.Second, a, b) // renewed by each report
+	b.wants(2, 2, 3)
+	a.open = []int{1} // 0 was given up, or was in a reply that got lost
+	s.pass(time.Second, a, b)
+	if st := s.table.Stats(); st.Dropped != 0 {
+		t.Fatal("a lease was dropped while replies may cross")
+	}
+	s.pass(500*time.Millisecond, a, b)
+	if st := s.table.Stats(); st.Dropped != 1 || st.Leased != 3 {
+		t.Fatalf("stats %+v, want one lease dropped", st)
+	}
+	b.has(2)
+	a.has(2)
+	b.wants(1, 0)
+}
+
+func TestLostNode(t *testing.T) {
+	s := newScene(t, 6)
+	a, b := s.node("a"), s.node("b")
+	a.wants(3, 0, 1, 2)
+	s.pass(100*time.Millisecond, a, b)
+	a.has(0)
+	b.wants(1, 3)
+	s.pass(2*time.Second, b)
+	if !s.table.Live("a") {
+		t.Fatal("a is lost before it missed three reports for certain")
+	}
+	s.pass(500*time.Millisecond, b)
+	if s.table.Live("a") {
+		t.Fatal("a is not lost")
+	}
+	// What only a held can be leased again, like its leases.
+	b.wants(4, 0, 1, 2, 4)
+	if st := s.table.Stats(); st.Lost != 2 || st.Nodes != 1 || st.Held != 0 {
+		t.Fatalf("stats %+v", st)
+	}
+	// It comes back with what it had: its leases are adopted, those of others stay theirs.
+	a.report()
+	a.wants(1, 5)
+	if st := s.table.Stats(); st.Adopted != 2 || st.Held != 1 {
+		t.Fatalf("after its return: %+v", st)
+	}
+}
+
+func TestCompleteNodesReportLessOften(t *testing.T) {
+	s := newScene(t, 3)
+	done, busy := s.node("done", 0, 1, 2), s.node("busy")
+	s.pass(20*time.Second, busy)
+	if !s.table.Complete("done") {
+		t.Fatal("a complete node is lost within four idle intervals")
+	}
+	s.pass(time.Second, busy)
+	if s.table.Live("done") {
+		t.Fatal("a silent complete node stays for ever")
+	}
+	busy.wants(1, 0)
+	_ = done
+}
+
+func TestLapse(t *testing.T) {
+	s := newScene(t, 200)
+	hung, busy := s.node("hung"), s.node("busy")
+	hung.wants(1, 0)
+	patience := s.table.cfg.patience(100 * time.Millisecond)
+	busy.wants(1, 1)
+	s.pass(100*time.Millisecond, hung, busy)
+	busy.has(1)
+	hung.has(1)
+	busy.wants(1, 2)
+	s.pass(patience, hung, busy)
+	if st := s.table.Stats(); st.Lapsed != 0 {
+		t.Fatal("a lease lapsed before patience was over")
+	}
+	s.pass(time.Second, hung, busy)
+	if st := s.table.Stats(); st.Lapsed != 1 {
+		t.Fatalf("stats %+v, want the lease lapsed that the origin went past", st)
+	}
+	hung.wants(1, 3) // not its own lapsed lease again
+	busy.wants(1, 0)
+	// It may come all the same; nothing is counted twice.
+	hung.has(0)
+	busy.has(0)
+}
+
+// TestOriginStalls: nothing completes, so nothing lapses, however long it takes.
+func TestOriginStalls(t *testing.T) {
+	s := newScene(t, 4)
+	a, b := s.node("a"), s.node("b")
+	a.wants(2, 0, 1)
+	b.wants(2, 2, 3)
+	s.pass(29*time.Second, a, b)
+	a.wants(1)
+	b.wants(1)
+	if st := s.table.Stats(); st.Lapsed+st.Seconds+st.Dropped != 0 {
+		t.Fatalf("stats %+v while the origin stalls", st)
+	}
+}
+
+func TestSecondLeaseAtTheEnd(t *testing.T) {
+	s := newScene(t, 8)
+	slow, a := s.node("slow"), s.node("a")
+	slow.wants(3, 0, 1, 2)
+	for p := 3; p < 8; p++ {
+		a.wants(1, p)
+		s.pass(100*time.Millisecond, slow, a)
+		a.has(p)
+		slow.has(p)
+	}
+	a.wants(1) // too early: the lease is half a second old
+	s.pass(time.Second, slow, a)
+	a.wants(2, 0) // the oldest; the budget of 8 pieces is one
+	if st := s.table.Stats(); st.Seconds != 1 || st.Granted != 8 {
+		t.Fatalf("stats %+v", st)
+	}
+	s.pass(time.Second, slow, a)
+	slow.has(0)
+	a.has(0)
+	a.wants(1)
+	// A node that hangs for good holds nobody up: the budget gives way.
+	s.pass(40*time.Second, slow, a)
+	a.wants(3, 1, 2)
+	a.has(1, 2)
+	if st := s.table.Stats(); st.Held != 8 {
+		t.Fatalf("stats %+v, want all held", st)
+	}
+}
+
+// TestHungLeasesBeyondTheBudget: the last pieces are leased to a node that hangs. No evidence of
+// the origin goes past them, so they do not lapse, and the budget allows one of them.
+func TestHungLeasesBeyondTheBudget(t *testing.T) {
+	s := newScene(t, 5)
+	hung, a := s.node("hung"), s.node("a")
+	for p := range 2 {
+		a.wants(1, p)
+		s.pass(100*time.Millisecond, hung, a)
+		a.has(p)
+		hung.has(p)
+	}
+	hung.wants(3, 2, 3, 4)
+	s.pass(2*time.Second, hung, a)
+	a.wants(3, 2)
+	a.has(2)
+	s.pass(28*time.Second, hung, a)
+	a.wants(3)
+	s.pass(5*time.Second, hung, a)
+	a.wants(3, 3, 4)
+	a.has(3)
+	// The second lease of 4 hangs too: a third node gets it.
+	c := s.node("c")
+	c.wants(1)
+	s.pass(40*time.Second, hung, a, c)
+	c.wants(1, 4)
+	if st := s.table.Stats(); st.Seconds != 4 {
+		t.Fatalf("stats %+v", st)
+	}
+}
+
+// TestLyingAnnouncer: nobody can get pieces from a node that claims them all, so those who are
+// stuck lease them, one node a piece.
+func TestLyingAnnouncer(t *testing.T) {
+	s := newScene(t, 4)
+	s.node("liar", 0, 1, 2, 3)
+	liar, a, b := s.nodes[0], s.node("a"), s.node("b")
+	a.wants(4)
+	a.stuck, b.stuck = []int{0, 1}, []int{1, 0, 99, -1}
+	a.wants(1, 0)
+	b.wants(4, 1)
+	a.wants(1)
+	s.pass(time.Second, liar, a, b)
+	a.stuck, b.stuck = []int{1}, []int{0}
+	a.has(0)
+	b.has(1)
+	a.wants(1) // b has it now: a can get it there
+	b.wants(1)
+	if st := s.table.Stats(); st.Rescues != 2 || st.Granted != 0 {
+		t.Fatalf("stats %+v", st)
+	}
+	// When that fails too, it is leased once more.
+	s.pass(15*time.Second, liar, a, b)
+	a.wants(1, 1)
+	// A rescuer that dies leaves the piece to the next.
+	b.stuck = []int{2}
+	b.wants(1, 2)
+	a.stuck = []int{2}
+	a.wants(1)
+	s.table.Forget("b")
+	a.wants(1, 2)
+}
+
+func TestReportsMayCross(t *testing.T) {
+	s := newScene(t, 4)
+	a, b := s.node("a"), s.node("b")
+	a.wants(1, 0)
+	overtaken := slices.Clone(a.have)
+	a.has(0)
+	s.table.Report("a", overtaken, nil, nil, s.now)
+	b.wants(1, 1) // and not 0
+	s.pass(1500*time.Millisecond, b)
+	s.table.Report("a", overtaken, nil, nil, s.now) // by now it has lost the piece
+	b.wants(1, 0)
+}
+
+// TestRestart feeds what nodes know to a new Table: what they hold and fetch is not leased again.
+func TestRestart(t *testing.T) {
+	s := newScene(t, 12)
+	a, b, late := s.node("a"), s.node("b"), s.node("late")
+	a.wants(3, 0, 1, 2)
+	b.wants(2, 3, 4)
+	a.has(0)
+	s.table = New(12, Config{}, s.now.Add(time.Second))
+	late.wants(2)
+	_, retry := s.table.Grant("late", 1, s.now)
+	if retry != time.Second {
+		t.Fatalf("retry in %v, want at the end of the grace", retry)
+	}
+	s.pass(time.Second, a, b, late)
+	late.wants(3, 5, 6, 7)
+	if st := s.table.Stats(); st.Adopted != 4 || st.Held != 1 {
+		t.Fatalf("stats %+v, want the open leases adopted", st)
+	}
+	s.table.GrantAfter(s.now.Add(time.Second))
+	b.wants(1)
+	a.has(1, 2)
+	b.has(3, 4)
+	if st := s.table.Stats(); st.Held != 5 || st.Fetch != 0 {
+		t.Fatalf("stats %+v; the times of adopted leases are not known", st)
+	}
+	s.pass(time.Second, a, b, late)
+	b.wants(1, 8)
+}
+
+func TestNoPieceIsLeftBehind(t *testing.T) {
+	s := newScene(t, 3)
+	a := s.node("a")
+	a.wants(5, 0, 1, 2)
+	a.has(2)
+	a.open = nil // a lost the others without knowing
+	s.pass(2*time.Second, a)
+	a.wants(5, 0, 1)
+	a.has(0, 1)
+	a.wants(1)
+	if st := s.table.Stats(); st.Complete != 1 || st.Held != 3 || st.Leased != 0 {
+		t.Fatalf("stats %+v", st)
+	}
+	// A piece that rots on a disk is leased again.
+	a.have.Clear(1)
+	s.pass(2*time.Second, a)
+	a.wants(5, 1)
+}
