@@ -40,6 +40,9 @@ type Config struct {
 	Stall time.Duration
 	// UserAgent is "shoal" where empty.
 	UserAgent string
+	// Namespace, where set, is the registry for which the one in the reference is a mirror. It goes
+	// along as the query ?ns=, as containerd does it.
+	Namespace string
 }
 
 // Repository is one repository of a registry. It is an oras-go target with errors of type *Error.
@@ -86,8 +89,12 @@ func Open(reference string, cfg Config) (*Repository, error) {
 		ResponseHeaderTimeout: 5 * time.Minute, // registries over object stores move the blob on the last PUT
 		DisableCompression:    true,
 	}
+	var base http.RoundTripper = transport
+	if cfg.Namespace != "" {
+		base = &mirrorTransport{base: transport, namespace: cfg.Namespace}
+	}
 	client := &auth.Client{
-		Client:     &http.Client{Transport: &retryTransport{base: transport, retry: cfg.Retry}},
+		Client:     &http.Client{Transport: &retryTransport{base: base, retry: cfg.Retry}},
 		Cache:      auth.NewCache(),
 		Credential: cfg.Credential,
 	}
@@ -104,6 +111,21 @@ func (r *Repository) Close() { r.transport.CloseIdleConnections() }
 
 // Name is "host[:port]/repository".
 func (r *Repository) Name() string { return r.Reference.Registry + "/" + r.Reference.Repository }
+
+// mirrorTransport says to a mirror which registry is meant.
+type mirrorTransport struct {
+	base      http.RoundTripper
+	namespace string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *mirrorTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.Clone(req.Context())
+	q := req.URL.Query()
+	q.Set("ns", t.namespace)
+	req.URL.RawQuery = q.Encode()
+	return t.base.RoundTrip(req)
+}
 
 // retryTransport tries every request again but a PATCH, which is not idempotent: the upload asks
 // the registry first how much of it arrived.

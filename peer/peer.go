@@ -1,0 +1,214 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/swarm"
+	"github.com/shoal-project/shoal/tracker/client"
+)
+
+// Config says who the node is and what it works with.
+type Config struct {
+	// Name is the node's name, the one in its certificate. Zone and Rack say where it stands.
+	Name, Zone, Rack string
+	Store            *store.Store
+	Swarm            *swarm.Client
+	Tracker          *client.Client
+	Origins          Origins
+	// Layers is how many layers of a model are fetched side by side. 0 means 3: one is in its
+	// tail, one in its middle, one begins.
+	Layers int
+	// Scrub is how often everything on disk is hashed again; 0 means never.
+	Scrub time.Duration
+	// Registerer gets the metrics; nil means none.
+	Registerer prometheus.Registerer
+	// Logger may be nil.
+	Logger *slog.Logger
+}
+
+// Peer is a node agent.
+type Peer struct {
+	cfg     Config
+	log     *slog.Logger
+	seeds   *seeds
+	changed chan struct{} // a model's state changed: report at once
+
+	mu    sync.Mutex
+	tasks map[string]*task // by name and reference
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Peer, error) {
+	switch {
+	case cfg.Name == "":
+		return nil, errors.New("peer: the node has no name")
+	case cfg.Store == nil || cfg.Swarm == nil || cfg.Tracker == nil:
+		return nil, errors.New("peer: store, swarm and tracker are needed")
+	}
+	if cfg.Layers <= 0 {
+		cfg.Layers = 3
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	p := &Peer{cfg: cfg, log: cfg.Logger, changed: make(chan struct{}, 1), tasks: map[string]*task{}}
+	p.seeds = newSeeds(cfg)
+	if cfg.Registerer != nil {
+		if err := cfg.Registerer.Register(collector{p}); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// Run works until ctx ends. It waits for everything that it started.
+func (p *Peer) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.reportLoop(ctx) })
+	group.Go(func() error { return p.desiredLoop(ctx, group) })
+	if p.cfg.Scrub > 0 {
+		group.Go(func() error { return p.seeds.scrubLoop(ctx, p.cfg.Scrub) })
+	}
+	err := group.Wait()
+	p.seeds.wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+const (
+	// pollWait is how long the tracker may hold a poll: short enough to notice a dead connection.
+	pollWait = 30 * time.Second
+	// pollRetry is the first wait after a failed poll; it doubles up to pollRetryMax.
+	pollRetry, pollRetryMax = 500 * time.Millisecond, 5 * time.Second
+	// reportBusy and reportIdle are the times between reports without a change.
+	reportBusy, reportIdle = 500 * time.Millisecond, 10 * time.Second
+)
+
+// desiredLoop follows the desired set. A tracker that does not answer, or does not know, changes
+// nothing.
+func (p *Peer) desiredLoop(ctx context.Context, group *errgroup.Group) error {
+	var revision string
+	wait := pollRetry
+	for {
+		reply, err := p.cfg.Tracker.Desired(ctx, p.cfg.Name, revision, pollWait)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, client.ErrNoDesired):
+			wait = pollRetry
+			continue
+		case err != nil:
+			p.log.Warn("the tracker does not say what is desired", "err", err)
+			if !pause(ctx, wait) {
+				return ctx.Err()
+			}
+			wait = min(2*wait, pollRetryMax)
+			continue
+		}
+		wait = pollRetry
+		if reply.Revision != revision {
+			revision = reply.Revision
+			p.follow(ctx, group, reply.Models)
+		}
+	}
+}
+
+// follow starts and stops tasks so that they are those of models.
+func (p *Peer) follow(ctx context.Context, group *errgroup.Group, models []client.DesiredModel) {
+	slices.SortStableFunc(models, func(a, b client.DesiredModel) int { return b.Priority - a.Priority })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	wanted := map[string]bool{}
+	for _, m := range models {
+		key := m.Name + " " + m.Reference
+		wanted[key] = true
+		if p.tasks[key] != nil {
+			continue
+		}
+		t := newTask(p, m)
+		p.tasks[key] = t
+		taskCtx, cancel := context.WithCancel(ctx)
+		t.cancel = cancel
+		p.log.Info("a model is desired", "model", m.Name, "reference", m.Reference)
+		group.Go(func() error {
+			defer cancel()
+			t.run(taskCtx)
+			return nil
+		})
+	}
+	for key, t := range p.tasks {
+		if !wanted[key] {
+			p.log.Info("a model is not desired any more", "model", t.model.Name, "reference", t.model.Reference)
+			t.cancel()
+			t.unwanted.Store(true)
+			delete(p.tasks, key)
+		}
+	}
+	p.notify()
+}
+
+// notify makes the next report go out at once.
+func (p *Peer) notify() {
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+}
+
+// reportLoop tells the tracker how far the models are.
+func (p *Peer) reportLoop(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var broken bool
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-p.changed:
+		case <-timer.C:
+		}
+		models, busy := p.progress()
+		err := p.cfg.Tracker.Report(ctx, client.Progress{Node: p.cfg.Name, Models: models})
+		if err != nil && !broken && ctx.Err() == nil {
+			p.log.Warn("the tracker does not take the report", "err", err)
+		}
+		broken = err != nil
+		switch {
+		case broken:
+			timer.Reset(jitter(pollRetryMax / 2))
+		case busy:
+			timer.Reset(reportBusy)
+		default:
+			timer.Reset(reportIdle)
+		}
+	}
+}
+
+func (p *Peer) progress() (models []client.ModelProgress, busy bool) {
+	p.mu.Lock()
+	tasks := make([]*task, 0, len(p.tasks))
+	for _, t := range p.tasks {
+		tasks = append(tasks, t)
+	}
+	p.mu.Unlock()
+	for _, t := range tasks {
+		m := t.progress()
+		models = append(models, m)
+		busy = busy || m.State != StateReady
+	}
+	slices.SortFunc(models, func(a, b client.ModelProgress) int {
+		return slices.Compare([]string{a.Name, a.Reference}, []string{b.Name, b.Reference})
+	})
+	return models, busy
+}

@@ -1,0 +1,288 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/internal/registry"
+	"github.com/shoal-project/shoal/model"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/swarm"
+	"github.com/shoal-project/shoal/tracker/client"
+)
+
+// States of a model on a node, as they are reported.
+const (
+	StateResolving = "Resolving" // reading its manifest
+	StateFetching  = "Fetching"  // its pieces are on their way
+	StateReady     = "Ready"     // verified and published
+	StateFailed    = "Failed"    // it cannot be had as it is; tried again from time to time
+)
+
+const (
+	// retryMin and retryMax bound the wait after a try that failed.
+	retryMin, retryMax = time.Second, time.Minute
+	// pinOwner marks models that the desired set wants.
+	pinOwner = "desired"
+)
+
+// task brings one desired model onto the node and keeps it there.
+type task struct {
+	peer     *Peer
+	model    client.DesiredModel
+	log      *slog.Logger
+	cancel   context.CancelFunc
+	unwanted atomic.Bool
+	started  time.Time
+
+	mu    sync.Mutex
+	state string
+	err   error
+	image *model.Image
+	parts []part
+	took  time.Duration // from the start to Ready
+}
+
+// part is a layer of the model.
+type part struct {
+	seed *seed
+	base swarm.Stats // what the seed had counted before it was this model's
+}
+
+func newTask(p *Peer, m client.DesiredModel) *task {
+	return &task{
+		peer: p, model: m, started: time.Now(), state: StateResolving,
+		log: p.log.With("model", m.Name, "reference", m.Reference),
+	}
+}
+
+// run tries until ctx ends.
+func (t *task) run(ctx context.Context) {
+	for wait := retryMin; ; wait = min(2*wait, retryMax) {
+		err := t.try(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		t.set(StateFailed, err)
+		t.log.Error("the model cannot be had", "err", err)
+		if !pause(ctx, wait) {
+			break
+		}
+		t.set(StateResolving, err)
+	}
+	if t.unwanted.Load() && t.image != nil {
+		if err := t.peer.cfg.Store.Unpin(t.image.Manifest.Digest, pinOwner); err != nil {
+			t.log.Error("the model stays pinned", "err", err)
+		}
+	}
+}
+
+func (t *task) set(state string, err error) {
+	t.mu.Lock()
+	t.state, t.err = state, err
+	t.mu.Unlock()
+	t.peer.notify()
+}
+
+// try brings the model and holds it until ctx ends. It returns earlier only with an error.
+func (t *task) try(ctx context.Context) error {
+	repos, tag, err := t.peer.cfg.Origins.open(t.model.Reference)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, repo := range repos {
+			repo.Close()
+		}
+	}()
+	image, err := each(ctx, repos, func(r *registry.Repository) (*model.Image, error) {
+		return model.Resolve(ctx, r, tag)
+	})
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.image = image
+	t.mu.Unlock()
+	if err := t.peer.cfg.Store.Pin(image.Manifest.Digest, pinOwner); err != nil {
+		return err
+	}
+	t.set(StateFetching, nil)
+	defer t.releaseAll()
+	if err := t.fetch(ctx, repos, image); err != nil {
+		return err
+	}
+	return t.hold(ctx, image)
+}
+
+// fetch brings all layers, a few at a time.
+func (t *task) fetch(ctx context.Context, repos []*registry.Repository, image *model.Image) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(t.peer.cfg.Layers)
+	for _, layer := range image.Layers {
+		if ctx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			sd, err := t.begin(ctx, repos, layer)
+			if err != nil {
+				return err
+			}
+			return sd.await(ctx)
+		})
+	}
+	return group.Wait()
+}
+
+// begin makes the node a member of the layer's swarm.
+func (t *task) begin(ctx context.Context, repos []*registry.Repository, layer model.Layer) (*seed, error) {
+	hashes, err := t.hashes(ctx, repos, layer)
+	if err != nil {
+		return nil, err
+	}
+	// The session outlives this try's repositories.
+	open := func() ([]*registry.Repository, error) {
+		fresh, _, err := t.peer.cfg.Origins.open(t.model.Reference)
+		return fresh, err
+	}
+	sd, err := t.peer.seeds.acquire(ctx, layer, hashes, open)
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	t.parts = append(t.parts, part{sd, sd.stats()})
+	t.mu.Unlock()
+	return sd, nil
+}
+
+// hashes brings the layer's hash layer: the store has it, or the tracker, or the registry.
+func (t *task) hashes(ctx context.Context, repos []*registry.Repository, layer model.Layer) (model.HashLayer, error) {
+	if blob, err := t.peer.cfg.Store.OpenBlob(ctx, store.KeyOf(layer)); err == nil {
+		return nil, blob.Close()
+	}
+	key := client.Key{Digest: layer.Digest, Root: layer.Root}
+	if hashes, err := t.peer.cfg.Tracker.Hashes(ctx, key, layer.Size); err == nil {
+		return hashes, nil
+	}
+	hashes, err := each(ctx, repos, func(r *registry.Repository) (model.HashLayer, error) {
+		return model.FetchHashLayer(ctx, r, layer)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := t.peer.cfg.Tracker.PutHashes(ctx, key, layer.Size, hashes); err != nil {
+		t.log.Debug("the tracker does not take the hash layer", "digest", layer.Digest, "err", err)
+	}
+	return hashes, nil
+}
+
+// hold publishes the model and keeps it right until ctx ends.
+func (t *task) hold(ctx context.Context, image *model.Image) error {
+	for {
+		path, err := t.peer.cfg.Store.Publish(ctx, store.Model{
+			Name: t.model.Name, Digest: image.Manifest.Digest, Layers: image.Layers,
+		})
+		if err != nil {
+			return err
+		}
+		t.mu.Lock()
+		t.took = time.Since(t.started)
+		t.mu.Unlock()
+		t.set(StateReady, nil)
+		t.log.Info("the model is ready", "path", path, "bytes", t.progress().Total, "dur", t.took)
+		if err := t.untilBroken(ctx); err != nil {
+			return err
+		}
+		t.log.Error("the model on disk is damaged: it is withdrawn until it is mended")
+		if err := t.peer.cfg.Store.Withdraw(image.Manifest.Digest); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		t.set(StateFetching, errScrubbed)
+		for _, p := range t.held() {
+			if err := p.seed.await(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// untilBroken returns nil when a layer is not ready any more.
+func (t *task) untilBroken(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		for _, p := range t.held() {
+			if err := p.seed.failure(); err != nil {
+				return err
+			}
+			p.seed.mu.Lock()
+			ready := p.seed.ready
+			p.seed.mu.Unlock()
+			select {
+			case <-ready:
+			default:
+				return nil
+			}
+		}
+	}
+}
+
+func (t *task) held() []part {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return append([]part(nil), t.parts...)
+}
+
+func (t *task) releaseAll() {
+	for _, p := range t.held() {
+		t.peer.seeds.release(p.seed)
+	}
+	t.mu.Lock()
+	t.parts = nil
+	t.mu.Unlock()
+}
+
+// progress says how far the model is.
+func (t *task) progress() client.ModelProgress {
+	parts := t.held()
+	t.mu.Lock()
+	out := client.ModelProgress{
+		Name: t.model.Name, Reference: t.model.Reference, State: t.state,
+		Seconds: time.Since(t.started).Seconds(),
+	}
+	if t.state == StateReady {
+		out.Seconds = t.took.Seconds()
+	}
+	err := t.err
+	if t.image != nil {
+		for _, l := range t.image.Layers {
+			out.Total += l.Size
+		}
+	}
+	t.mu.Unlock()
+	for _, p := range parts {
+		now := p.seed.stats()
+		out.Bytes += p.seed.blob.Held()
+		out.OriginBytes += now.Origin - p.base.Origin
+		out.PeerBytes += now.Peers - p.base.Peers
+		out.WastedBytes += now.Wasted - p.base.Wasted
+		if err == nil && out.State != StateReady {
+			err = p.seed.trouble()
+		}
+	}
+	if err != nil {
+		out.Error = err.Error()
+	}
+	return out
+}

@@ -1,0 +1,169 @@
+package swarm
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/anacrolix/torrent"
+	"github.com/anacrolix/torrent/metainfo"
+	pp "github.com/anacrolix/torrent/peer_protocol"
+	"github.com/anacrolix/torrent/storage"
+	"golang.org/x/time/rate"
+)
+
+// Config says how a Client meets its peers.
+type Config struct {
+	// Listener accepts the peers; the Client closes it. Connections are dialled from its address
+	// too, because the library bans by IP: a node that lies must be banned under its own.
+	Listener net.Listener
+	// ServerTLS and ClientTLS are this node's mTLS sides. Both nil means plain text.
+	ServerTLS, ClientTLS *tls.Config
+	// Logger gets the library's warnings; nil means slog.Default.
+	Logger *slog.Logger
+}
+
+// Client holds the BitTorrent connections of one node, for all of its blobs.
+type Client struct {
+	log      *slog.Logger
+	listener net.Listener
+	bt       *torrent.Client
+
+	mu       sync.Mutex
+	sessions map[metainfo.Hash]*Session
+}
+
+// New starts a Client that accepts peers at once.
+func New(cfg Config) (*Client, error) {
+	if cfg.Listener == nil {
+		return nil, errors.New("swarm: no listener")
+	}
+	if (cfg.ServerTLS == nil) != (cfg.ClientTLS == nil) {
+		return nil, errors.New("swarm: TLS on one side only")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	c := &Client{log: cfg.Logger, listener: cfg.Listener, sessions: map[metainfo.Hash]*Session{}}
+	bt, err := torrent.NewClient(c.settings(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("swarm: %w", err)
+	}
+	c.bt = bt
+	listener := cfg.Listener
+	if cfg.ServerTLS != nil {
+		// The handshake runs on the connection's first read, in a goroutine of its own.
+		listener = tls.NewListener(listener, cfg.ServerTLS)
+	}
+	bt.AddListener(listener)
+	bt.AddDialer(newDialer(cfg))
+	return c, nil
+}
+
+// settings departs from the library's defaults, which are made for the open internet.
+func (c *Client) settings(cfg Config) *torrent.ClientConfig {
+	s := torrent.NewDefaultClientConfig()
+	s.DefaultStorage = noStorage{} // else it opens a database in the working directory
+	s.ListenHost = func(string) string { return "" }
+	s.DisableTCP, s.DisableUTP, s.NoDHT = true, true, true // only the listener and dialer of ours
+	s.DisablePEX, s.DisableTrackers = true, true
+	s.DisableWebtorrent, s.DisableWebseeds = true, true
+	s.NoDefaultPortForwarding = true
+	// Else a peer gets no more than 100 KiB beyond what it gave.
+	s.Seed = true
+	// A node that neither holds nor wants a piece would refuse connections and wait for ever.
+	s.AlwaysWantConns = true
+	// Without the grace, slow blocks are requested twice; the watchdog covers the stuck ones.
+	s.StealRequestGrace = 5 * time.Second
+	// Any limit starves the link while hashing lags (1.60 x the bound at 32 MiB).
+	s.MaxUnverifiedBytes = 0
+	s.MaxAllocPeerRequestDataPerConn = 4 * maxBlock
+	s.DialRateLimiter = rate.NewLimiter(100, 100)
+	// TLS is below us, or plain text was asked for: a second cipher only costs.
+	s.HeaderObfuscationPolicy = torrent.HeaderObfuscationPolicy{RequirePreferred: true}
+	s.Slogger = slog.New(warnOnly{cfg.Logger.Handler()})
+	s.Callbacks.ReadMessage = c.read
+	return s
+}
+
+// read sees the peers' messages with the library's lock held, so it only notes them.
+func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
+	switch m.Type {
+	case pp.Have, pp.Bitfield, pp.HaveAll:
+	default:
+		return
+	}
+	c.mu.Lock()
+	s := c.sessions[from.Torrent().InfoHash()]
+	c.mu.Unlock()
+	if s == nil {
+		return
+	}
+	switch m.Type {
+	case pp.Have:
+		s.offers.add(int(m.Index.Int()))
+	case pp.Bitfield:
+		s.offers.addAll(m.Bitfield)
+	case pp.HaveAll:
+		s.offers.addEvery()
+	}
+}
+
+// Addr is the address that peers dial.
+func (c *Client) Addr() string { return c.listener.Addr().String() }
+
+// Close ends all connections. The Sessions must have ended before.
+func (c *Client) Close() error {
+	err := c.listener.Close()
+	return errors.Join(append(c.bt.Close(), err)...)
+}
+
+// dialer dials peers over TLS from the node's own address.
+type dialer struct {
+	net net.Dialer
+	tls *tls.Config
+}
+
+func newDialer(cfg Config) *dialer {
+	d := &dialer{tls: cfg.ClientTLS}
+	if a, ok := cfg.Listener.Addr().(*net.TCPAddr); ok && !a.IP.IsUnspecified() {
+		d.net.LocalAddr = &net.TCPAddr{IP: a.IP, Zone: a.Zone}
+	}
+	return d
+}
+
+// DialerNetwork implements the library's dialer.T.
+func (d *dialer) DialerNetwork() string { return "tcp" }
+
+// Dial implements the library's dialer.T. The peer's role was checked when it returns.
+func (d *dialer) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	conn, err := d.net.DialContext(ctx, "tcp", addr)
+	if err != nil || d.tls == nil {
+		return conn, err
+	}
+	secure := tls.Client(conn, d.tls)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("TLS with peer %s: %w", addr, err)
+	}
+	return secure, nil
+}
+
+// noStorage refuses torrents that did not come with a storage of their own.
+type noStorage struct{}
+
+func (noStorage) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
+	return storage.TorrentImpl{}, errors.New("swarm: torrent without storage")
+}
+
+// warnOnly keeps the library's chatter out of the node's log.
+type warnOnly struct{ slog.Handler }
+
+func (w warnOnly) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelWarn && w.Handler.Enabled(ctx, l)
+}

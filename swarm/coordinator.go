@@ -1,0 +1,220 @@
+package swarm
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/anacrolix/torrent"
+)
+
+const (
+	// beforeReply is the interval until the tracker has named one.
+	beforeReply = 500 * time.Millisecond
+	// minRetry keeps a tracker's Retry from becoming a flood.
+	minRetry = 10 * time.Millisecond
+	// announceTimeout is how long one announce may take.
+	announceTimeout = 3 * time.Second
+	// trackerLost is after how long without an answer the node goes on by rendezvous shares.
+	trackerLost = 3 * time.Second
+	// anyPiece is after how long without any progress and without a tracker a node takes pieces
+	// out of the others' shares too.
+	anyPiece = 10 * time.Second
+	// backOffMax bounds the wait after failed announces.
+	backOffMax = 5 * time.Second
+	// originRest is the first wait after a lease that no origin could fill; it doubles up to
+	// backOffMax.
+	originRest = 500 * time.Millisecond
+	// reconnect is how often known peers are offered to the library again: it forgets those that
+	// it could not reach.
+	reconnect = 5 * time.Second
+)
+
+// coordinator is the one goroutine that asks for leases, hands them to the fetchers and reports.
+type coordinator struct {
+	s       *Session
+	jobs    chan int // to the fetchers; never full, as at most fetchers leases are open
+	results chan result
+	open    []int
+
+	peers     map[string]string // address by name
+	connectAt time.Time
+	interval  time.Duration
+	answered  time.Time // the tracker's last answer, or the start
+	failures  int       // announces in a row without an answer
+	restUntil time.Time // no lease is asked for before, because the origins fail
+	rest      time.Duration
+}
+
+func newCoordinator(s *Session) *coordinator {
+	return &coordinator{
+		s: s, jobs: make(chan int, fetchers), results: make(chan result, fetchers),
+		peers: map[string]string{}, interval: beforeReply, answered: time.Now(),
+	}
+}
+
+func (c *coordinator) run(ctx context.Context) error {
+	done := c.s.Done()
+	timer := time.NewTimer(0) // the first announce at once
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case r := <-c.results:
+			c.finish(r)
+			for len(c.results) > 0 { // one announce for all that ended
+				c.finish(<-c.results)
+			}
+		case <-done:
+			done = nil
+			c.s.log.Debug("every piece is there")
+		case <-timer.C:
+		}
+		timer.Reset(c.step(ctx))
+	}
+}
+
+// finish takes the end of a lease.
+func (c *coordinator) finish(r result) {
+	c.open = slices.DeleteFunc(c.open, func(i int) bool { return i == r.piece })
+	c.s.setLeased(r.piece, false)
+	if r.err == nil {
+		c.rest = 0
+		return
+	}
+	c.rest = min(max(originRest, 2*c.rest), backOffMax)
+	c.restUntil = time.Now().Add(jitter(c.rest))
+	c.s.trouble(r.err)
+	c.s.log.Warn("no origin delivers a leased piece", "piece", r.piece, "err", r.err)
+}
+
+// step announces once and returns when to do it again.
+func (c *coordinator) step(ctx context.Context) time.Duration {
+	now := time.Now()
+	want := c.want(now)
+	report := c.report(want, now)
+	call, cancel := context.WithTimeout(ctx, announceTimeout)
+	reply, err := c.s.cfg.Leaser.Announce(call, report)
+	cancel()
+	if ctx.Err() != nil {
+		return c.interval
+	}
+	now = time.Now()
+	if err != nil {
+		return c.withoutTracker(now, err)
+	}
+	if c.failures > 0 {
+		c.s.log.Info("the tracker answers again", "dur", now.Sub(c.answered))
+	}
+	c.answered, c.failures = now, 0
+	if reply.Interval > 0 {
+		c.interval = reply.Interval
+	}
+	for _, p := range reply.Peers {
+		c.peers[p.Name] = p.Addr
+	}
+	c.connect(now, len(reply.Peers) > 0)
+	for _, i := range reply.Leases[:min(want, len(reply.Leases))] {
+		c.begin(i)
+	}
+	// Asked for and not given: a piece may become free well before the next heartbeat.
+	if c.want(now) > 0 && reply.Retry > 0 {
+		return min(c.interval, max(minRetry, reply.Retry))
+	}
+	if rest := c.restUntil.Sub(now); rest > 0 {
+		return min(c.interval, rest)
+	}
+	return c.interval
+}
+
+// want is how many leases the node can begin now.
+func (c *coordinator) want(now time.Time) int {
+	if c.s.pieces.complete() || now.Before(c.restUntil) || len(c.s.cfg.Origins) == 0 {
+		return 0
+	}
+	return fetchers - len(c.open)
+}
+
+func (c *coordinator) report(want int, now time.Time) Report {
+	r := Report{Open: slices.Clone(c.open), Want: want}
+	if r.Complete = c.s.pieces.complete(); r.Complete {
+		return r
+	}
+	r.Have = c.s.pieces.store.Bitmap()
+	r.Stuck = c.s.offers.stuck(time.Unix(0, c.s.lastPiece.Load()), now)
+	return r
+}
+
+// begin hands piece i to the fetchers, unless the lease makes no sense.
+func (c *coordinator) begin(i int) {
+	if i < 0 || i >= len(c.s.torrent.Pieces) || c.s.pieces.store.Have(i) ||
+		slices.Contains(c.open, i) || len(c.open) >= fetchers {
+		return
+	}
+	c.open = append(c.open, i)
+	c.s.setLeased(i, true)
+	c.jobs <- i
+}
+
+// connect tells the library of the known peers. New ones are told of at once.
+func (c *coordinator) connect(now time.Time, news bool) {
+	if !news && now.Before(c.connectAt) {
+		return
+	}
+	c.connectAt = now.Add(reconnect)
+	infos := make([]torrent.PeerInfo, 0, len(c.peers))
+	for _, addr := range c.peers {
+		infos = append(infos, torrent.PeerInfo{Addr: torrent.StringAddr(addr)})
+	}
+	if len(infos) > 0 {
+		c.s.bt.AddPeers(infos)
+	}
+}
+
+// withoutTracker goes on after an announce without an answer, and returns when to try again.
+func (c *coordinator) withoutTracker(now time.Time, err error) time.Duration {
+	if c.failures == 0 {
+		c.s.log.Warn("the tracker does not answer", "err", err)
+	}
+	c.failures++
+	c.connect(now, false)
+	if now.Sub(c.answered) > trackerLost {
+		c.takeShare(now)
+	}
+	if len(c.open) > 0 && len(c.open) < fetchers {
+		return beforeReply
+	}
+	return jitter(min(beforeReply<<min(c.failures, 10), backOffMax))
+}
+
+// takeShare begins pieces that nobody offers and that are this node's by rendezvous hash over the
+// nodes it knows: all nodes that know the same members take disjoint pieces without a word.
+func (c *coordinator) takeShare(now time.Time) {
+	names := []string{c.s.cfg.Name}
+	for name := range c.peers {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	quiet := now.Sub(time.Unix(0, c.s.lastPiece.Load())) > anyPiece
+	for i := range c.s.torrent.Pieces {
+		if c.want(now) == 0 {
+			return
+		}
+		if c.s.pieces.store.Have(i) || c.s.offers.isOffered(i) && !quiet {
+			continue
+		}
+		if quiet || ownerOf(i, c.s.torrent.Digest.Encoded(), names) == c.s.cfg.Name {
+			c.begin(i)
+		}
+	}
+}
+
+// sayGoodbye frees the node's leases at once. ctx has ended.
+func (c *coordinator) sayGoodbye(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if _, err := c.s.cfg.Leaser.Announce(ctx, Report{Left: true}); err != nil {
+		c.s.log.Debug("the tracker did not hear that the node left", "err", err)
+	}
+}
