@@ -29,6 +29,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(pushCommand(), pullCommand(), inspectCommand(), certsCommand())
+	cmd.AddCommand(pushCommand(), pullCommand(), inspectCommand(), certsCommand(),
+		mirrorCommand(), trackerCommand(), peerCommand())
 	return cmd
 }

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoal-project/shoal/internal/certs"
+	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/store"
+	"github.com/shoal-project/shoal/swarm"
+	"github.com/shoal-project/shoal/tracker/client"
+)
+
+type peerFlags struct {
+	daemon
+	name, zone, rack string
+	dir              string
+	tracker, mirror  string
+	upstreams        []string
+	quota, keepFree  string
+	layers           int
+	scrub            time.Duration
+}
+
+func peerCommand() *cobra.Command {
+	f := peerFlags{daemon: daemon{name: "peer"}}
+	host, _ := os.Hostname() // without one, --name has to be given
+	cmd := &cobra.Command{
+		Use:   "peer",
+		Short: "Run a node agent: holds the models that the tracker says this node should hold",
+		Long: `Run a node agent. It fetches the desired models through the region's mirror and swarm into their
+final files under DIR/models, and serves their pieces to other nodes.`,
+		Example: "  shoal peer --dir /var/lib/shoal --listen 10.0.0.7:7072 --tracker https://tracker:7070 --mirror https://mirror:7071 --certs /etc/shoal/certs",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return runPeer(cmd.Context(), &f) },
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.name, "name", host, "the node's name, as in its certificate")
+	fl.StringVar(&f.zone, "zone", "", "zone in which the node stands: near nodes are preferred")
+	fl.StringVar(&f.rack, "rack", "", "rack in which the node stands")
+	fl.StringVar(&f.dir, "dir", "", "folder for blobs and models (required)")
+	fl.StringVar(&f.tracker, "tracker", "", "address of the tracker, https://HOST:PORT (required)")
+	fl.StringVar(&f.mirror, "mirror", "", "address of the mirror, https://HOST:PORT")
+	fl.StringArrayVar(&f.upstreams, "upstream", nil, upstreamHelp+"; read directly, without credentials, when the mirror does not deliver")
+	fl.StringVar(&f.quota, "quota", "0", "bytes that models may take, such as 500GiB; 0 is what fits")
+	fl.StringVar(&f.keepFree, "keep-free", "1GiB", "bytes of the file system that stay free")
+	fl.IntVar(&f.layers, "layers", 0, "layers of a model that are fetched at once (0: a good default)")
+	fl.DurationVar(&f.scrub, "scrub", 7*24*time.Hour, "how often everything on disk is hashed again; 0 is never")
+	f.register(cmd, "127.0.0.1:7072")
+	return cmd
+}
+
+func runPeer(ctx context.Context, f *peerFlags) (err error) {
+	if f.dir == "" || f.tracker == "" || (f.mirror == "" && len(f.upstreams) == 0) {
+		return errors.New("--dir, --tracker, and --mirror or --upstream are needed")
+	}
+	if f.bundle != nil {
+		if id := f.bundle.Identity(); id.Role != certs.Node || id.Name != f.name {
+			return fmt.Errorf("the certificate in %s is of %s, the node's name is %s: issue one for node/%s, or give --name", f.certs, id, f.name, f.name)
+		}
+	}
+	origins, err := f.origins()
+	if err != nil {
+		return err
+	}
+	cfg := store.Config{Dir: f.dir, Logger: f.log}
+	if cfg.Quota, err = bytesFlag("quota", f.quota); err != nil {
+		return err
+	}
+	if cfg.KeepFree, err = bytesFlag("keep-free", f.keepFree); err != nil {
+		return err
+	}
+	disk, err := store.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, disk.Close()) }()
+	track, err := client.New(client.Config{URL: f.tracker, TLS: f.client(certs.Tracker)})
+	if err != nil {
+		return err
+	}
+	defer track.Close()
+	l, err := f.bind(ctx, "swarm", f.listen)
+	if err != nil {
+		return err
+	}
+	bt, err := swarm.New(swarm.Config{
+		Listener: l, ServerTLS: f.server(certs.Node, certs.Mirror), ClientTLS: f.client(certs.Node, certs.Mirror), Logger: f.log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bt.Close()) }()
+	agent, err := peer.New(peer.Config{
+		Name: f.name, Zone: f.zone, Rack: f.rack, Store: disk, Swarm: bt, Tracker: track, Origins: origins,
+		Layers: f.layers, Scrub: f.scrub, Registerer: f.metrics, Logger: f.log,
+	})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return f.serveAdmin(ctx, nil) })
+	group.Go(func() error { return agent.Run(ctx) })
+	return group.Wait()
+}
+
+func (f *peerFlags) origins() (peer.Origins, error) {
+	out := peer.Origins{MirrorTLS: f.client(certs.Mirror), Upstreams: map[string]peer.Upstream{}}
+	if f.mirror != "" {
+		want := "https"
+		if f.plaintext {
+			want = "http"
+		}
+		u, err := url.Parse(f.mirror)
+		if err != nil || u.Scheme != want || u.Host == "" {
+			return out, fmt.Errorf("--mirror %q: want %s://HOST:PORT", f.mirror, want)
+		}
+		out.Mirror = u.Host
+	}
+	ups, err := parseUpstreams(f.upstreams)
+	for _, u := range ups {
+		out.Upstreams[u.name] = peer.Upstream{Host: u.host, PlainHTTP: u.plainHTTP}
+	}
+	return out, err
+}
