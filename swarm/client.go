@@ -88,6 +88,7 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	s.HeaderObfuscationPolicy = torrent.HeaderObfuscationPolicy{RequirePreferred: true}
 	s.Slogger = slog.New(warnOnly{cfg.Logger.Handler()})
 	s.Callbacks.ReadMessage = c.read
+	s.Callbacks.PeerConnClosed = c.closed
 	return s
 }
 
@@ -98,20 +99,35 @@ func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
 	default:
 		return
 	}
-	c.mu.Lock()
-	s := c.sessions[from.Torrent().InfoHash()]
-	c.mu.Unlock()
+	s := c.sessionOf(from)
 	if s == nil {
 		return
 	}
 	switch m.Type {
 	case pp.Have:
-		s.offers.add(int(m.Index.Int()))
+		s.offers.add(from, int(m.Index.Int()))
 	case pp.Bitfield:
-		s.offers.addAll(m.Bitfield)
+		s.offers.addAll(from, m.Bitfield)
 	case pp.HaveAll:
-		s.offers.addEvery()
+		s.offers.addEvery(from)
 	}
+}
+
+// closed sees the end of a peer's connection, with the library's lock held.
+func (c *Client) closed(conn *torrent.PeerConn) {
+	if s := c.sessionOf(conn); s != nil {
+		s.offers.gone(conn, time.Now())
+	}
+}
+
+func (c *Client) sessionOf(conn *torrent.PeerConn) *Session {
+	if conn.Torrent() == nil {
+		return nil // it ended before it had said which blob it is about
+	}
+	hash := conn.Torrent().InfoHash()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sessions[hash]
 }
 
 // Addr is the address that peers dial.

@@ -5,61 +5,101 @@ import (
 	"time"
 )
 
-// offers notes what peers hold, and which of it was asked from them. Only what some peer offers is
-// wanted from the library: it would scan all other pieces under its lock at every step.
+// offers notes which pieces the connected peers hold, and which of them were asked from them. Only
+// what some peer offers is wanted from the library: it would scan all other pieces under its lock
+// at every step.
 type offers struct {
 	mu      sync.Mutex
-	offered []bool
-	fresh   []int // offered since the last take
+	holders []int          // connected peers by piece
+	byPeer  map[any][]bool // the pieces of each connected peer
+	fresh   []int          // got their first holder since the last take
 	news    chan struct{}
 	wanted  map[int]time.Time // asked from peers and not there yet, and since when
+	// orphans are pieces that were wanted when their last holder went, and when it first did: a
+	// banned peer that comes back again and again must not set the clock back.
+	orphans map[int]time.Time
 	// latest is when the most lately wanted of the pieces that came was wanted. A piece wanted
 	// well before it and still missing is stuck: others overtook it.
 	latest time.Time
 }
 
 func newOffers(pieces int) *offers {
-	return &offers{offered: make([]bool, pieces), news: make(chan struct{}, 1), wanted: map[int]time.Time{}}
+	return &offers{
+		holders: make([]int, pieces), byPeer: map[any][]bool{}, news: make(chan struct{}, 1),
+		wanted: map[int]time.Time{}, orphans: map[int]time.Time{},
+	}
 }
 
-func (o *offers) add(i int) {
+// add notes that peer holds piece i.
+func (o *offers) add(peer any, i int) {
 	o.mu.Lock()
-	o.note(i)
+	o.note(peer, i)
 	o.mu.Unlock()
 	o.wake()
 }
 
-func (o *offers) addAll(bits []bool) {
+func (o *offers) addAll(peer any, bits []bool) {
 	o.mu.Lock()
 	for i, has := range bits {
 		if has {
-			o.note(i)
+			o.note(peer, i)
 		}
 	}
 	o.mu.Unlock()
 	o.wake()
 }
 
-func (o *offers) addEvery() {
+func (o *offers) addEvery(peer any) {
 	o.mu.Lock()
-	for i := range o.offered {
-		o.note(i)
+	for i := range o.holders {
+		o.note(peer, i)
 	}
 	o.mu.Unlock()
 	o.wake()
 }
 
-func (o *offers) note(i int) {
-	if i >= 0 && i < len(o.offered) && !o.offered[i] {
-		o.offered[i] = true
+func (o *offers) note(peer any, i int) {
+	if i < 0 || i >= len(o.holders) {
+		return
+	}
+	has := o.byPeer[peer]
+	if has == nil {
+		has = make([]bool, len(o.holders))
+		o.byPeer[peer] = has
+	}
+	if has[i] {
+		return
+	}
+	has[i] = true
+	o.holders[i]++
+	if o.holders[i] == 1 {
 		o.fresh = append(o.fresh, i)
 	}
+}
+
+// gone forgets peer: it hung up, died, or was banned.
+func (o *offers) gone(peer any, now time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i, has := range o.byPeer[peer] {
+		if !has {
+			continue
+		}
+		o.holders[i]--
+		if _, asked := o.wanted[i]; asked && o.holders[i] == 0 {
+			delete(o.wanted, i)
+			if _, known := o.orphans[i]; !known {
+				o.orphans[i] = now
+			}
+		}
+	}
+	delete(o.byPeer, peer)
 }
 
 // again offers piece i once more where some peer holds it: nobody else fetches it now.
 func (o *offers) again(i int) {
 	o.mu.Lock()
-	if o.offered[i] {
+	if o.holders[i] > 0 {
 		o.fresh = append(o.fresh, i)
 	}
 	o.mu.Unlock()
@@ -82,11 +122,11 @@ func (o *offers) take() []int {
 	return fresh
 }
 
-// isOffered reports whether some peer said that it holds piece i.
+// isOffered reports whether some connected peer holds piece i.
 func (o *offers) isOffered(i int) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.offered[i]
+	return o.holders[i] > 0
 }
 
 func (o *offers) want(i int, now time.Time) {
@@ -104,29 +144,37 @@ func (o *offers) got(i int) {
 			o.latest = at
 		}
 	}
+	delete(o.orphans, i)
 	o.mu.Unlock()
 }
 
-// stuckAfter is how long a piece that peers offer may take before it is reported as stuck, and
-// maxStuck how many are reported at once.
 const (
+	// stuckAfter is how long a piece that peers offer may take before it is reported as stuck.
 	stuckAfter = 5 * time.Second
-	maxStuck   = 16
+	// orphanAfter is how long a piece may be without a connected holder: a broken connection is
+	// dialled again sooner, and a dead node's other copies become known.
+	orphanAfter = 2 * time.Second
+	// maxStuck is how many pieces are reported at once.
+	maxStuck = 64
 )
 
-// stuck returns pieces that peers offer and do not deliver: wanted for long while nothing at all
-// came (since progress), or overtaken by pieces that were wanted much later.
+// stuck returns pieces that were offered and do not come: their last holder went, or they were
+// wanted for long while nothing at all came (since progress), or pieces that were wanted much
+// later overtook them.
 func (o *offers) stuck(progress, now time.Time) []int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	silent := now.Sub(progress) > stuckAfter
 	var out []int
-	for i, at := range o.wanted {
-		if (silent && now.Sub(at) > stuckAfter) || o.latest.Sub(at) > 2*stuckAfter {
+	for i, since := range o.orphans {
+		if o.holders[i] == 0 && now.Sub(since) > orphanAfter && len(out) < maxStuck {
 			out = append(out, i)
-			if len(out) == maxStuck {
-				break
-			}
+		}
+	}
+	silent := now.Sub(progress) > stuckAfter
+	for i, at := range o.wanted {
+		late := (silent && now.Sub(at) > stuckAfter) || o.latest.Sub(at) > 2*stuckAfter
+		if late && len(out) < maxStuck {
+			out = append(out, i)
 		}
 	}
 	return out
