@@ -70,11 +70,13 @@ those tags are neither read nor sent.`,
 			if err != nil {
 				return err
 			}
+			show, done := layerProgress(cmd.ErrOrStderr())
 			res, err := model.Pack(cmd.Context(), model.PackConfig{
 				Source: dir, Target: repo, Tag: repo.Reference.Reference, Previous: previous,
 				StateDir: filepath.Join(state, "pack"), Parallel: parallel,
-				Progress: lines(cmd.ErrOrStderr()), Log: log,
+				Progress: show, Log: log,
 			})
+			done()
 			if err != nil {
 				return err
 			}
@@ -110,8 +112,10 @@ verified, and DIR appears only when all of it is there.`,
 				return err
 			}
 			defer repo.Close()
+			show, done := layerProgress(cmd.ErrOrStderr())
 			image, err := model.Pull(cmd.Context(), repo, repo.Reference.Reference, args[1],
-				model.PullConfig{Parallel: parallel, Progress: lines(cmd.ErrOrStderr())})
+				model.PullConfig{Parallel: parallel, Progress: show})
+			done()
 			if err != nil {
 				return err
 			}
@@ -165,20 +169,6 @@ func inspect(ctx context.Context, w io.Writer, flags *imageFlags, reference stri
 		}
 	}
 	return t.Flush()
-}
-
-// lines reports each layer that ends, one line a layer.
-func lines(w io.Writer) func(model.Progress) {
-	return func(p model.Progress) {
-		if p.Done < p.Size {
-			return
-		}
-		how := units.BytesSize(float64(p.Size))
-		if p.Reused {
-			how += ", reused"
-		}
-		fmt.Fprintf(w, "layer %d of %d: %s (%s)\n", p.Layer+1, p.Layers, p.Name, how)
-	}
 }
 
 // defaultState is the user's cache directory, as os.UserCacheDir finds it.

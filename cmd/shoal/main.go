@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -15,6 +16,9 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := root().ExecuteContext(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = errors.New("interrupted") // which of the calls under way noticed says nothing
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "shoal:", err)
@@ -30,6 +34,6 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	cmd.AddCommand(pushCommand(), pullCommand(), inspectCommand(), certsCommand(),
-		mirrorCommand(), trackerCommand(), peerCommand())
+		mirrorCommand(), trackerCommand(), peerCommand(), demoCommand())
 	return cmd
 }
