@@ -63,7 +63,7 @@ func New(cfg Config) (*Peer, error) {
 	p := &Peer{cfg: cfg, log: cfg.Logger, changed: make(chan struct{}, 1), tasks: map[string]*task{}}
 	p.seeds = newSeeds(cfg)
 	if cfg.Registerer != nil {
-		if err := cfg.Registerer.Register(collector{p}); err != nil {
+		if err := cfg.Registerer.Register(newCollector(p)); err != nil {
 			return nil, err
 		}
 	}

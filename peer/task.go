@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -105,7 +106,7 @@ func (t *task) try(ctx context.Context) error {
 		return model.Resolve(ctx, r, tag)
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("image %s: %w", t.model.Reference, err)
 	}
 	t.mu.Lock()
 	t.image = image

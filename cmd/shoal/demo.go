@@ -164,7 +164,7 @@ func (d *demo) startRegistry(ctx context.Context, group *errgroup.Group, uplink 
 		return err
 	}
 	d.host = l.Addr().String()
-	d.registry, err = registryserver.New(registryserver.Config{
+	d.registry, err = registryserver.New(registryserver.Config{ //nolint:contextcheck // Run gets it
 		Dir: filepath.Join(d.dir, "registry"), Listener: l, UplinkBytesPerSecond: uplink,
 		Logger: slog.New(slog.DiscardHandler),
 	})

@@ -34,6 +34,6 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	cmd.AddCommand(pushCommand(), pullCommand(), inspectCommand(), certsCommand(),
-		mirrorCommand(), trackerCommand(), peerCommand(), demoCommand())
+		mirrorCommand(), trackerCommand(), peerCommand(), desiredCommand(), demoCommand())
 	return cmd
 }

@@ -66,7 +66,7 @@ func runMirror(ctx context.Context, f *mirrorFlags) error {
 	if cfg.KeepFree, err = bytesFlag("keep-free", f.keepFree); err != nil {
 		return err
 	}
-	m, err := mirror.New(cfg)
+	m, err := mirror.New(cfg) //nolint:contextcheck // Run gets it
 	if err != nil {
 		return err
 	}

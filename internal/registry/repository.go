@@ -22,6 +22,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 	"oras.land/oras-go/v2/registry/remote/retry"
 )
 
@@ -146,6 +147,13 @@ func (t *retryTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 // Resolve implements oras.Target.
 func (r *Repository) Resolve(ctx context.Context, reference string) (ocispec.Descriptor, error) {
 	desc, err := r.Repository.Resolve(ctx, reference)
+	if _, refused := errors.AsType[*errcode.ErrorResponse](err); refused {
+		// The answer to a HEAD has no body; that to a GET says why.
+		var body io.ReadCloser
+		if desc, body, err = r.FetchReference(ctx, reference); err == nil {
+			err = body.Close()
+		}
+	}
 	return desc, r.explain("resolve "+reference, err)
 }
 
