@@ -391,7 +391,7 @@ func TestTrackerLost(t *testing.T) {
 	}
 	met := func() bool {
 		for _, n := range s.nodes {
-			if len(n.session.bt.KnownSwarm()) < 2 {
+			if n.session.bt.Stats().TotalPeers < 2 {
 				return false
 			}
 		}
