@@ -80,6 +80,20 @@ func (w *waiter) notify() {
 	}
 }
 
+// has reports whether the bytes from off to end are there.
+func (f *fill) has(off, end int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for off < end {
+		to, err := f.available(off, end, false)
+		if err != nil || to <= off {
+			return false
+		}
+		off = to
+	}
+	return true
+}
+
 // wait returns once bytes from off on are there, with their end, which is end at most. A reader of
 // the whole blob gets its last byte only when the digest was found right.
 func (f *fill) wait(ctx context.Context, off, end int64, whole bool) (int64, error) {
@@ -319,6 +333,15 @@ func (m *Mirror) verifyAll(ctx context.Context, f *fill) error {
 
 // copyRange writes the n bytes at off to w as they come.
 func (m *Mirror) copyRange(ctx context.Context, f *fill, w io.Writer, off, n int64) error {
+	return m.readRange(ctx, f, off, n, func(chunk []byte) error {
+		n, err := w.Write(chunk)
+		m.metrics.sentBytes.Add(float64(n))
+		return err
+	})
+}
+
+// readRange hands the n bytes at off to take, in order, as they arrive.
+func (m *Mirror) readRange(ctx context.Context, f *fill, off, n int64, take func(chunk []byte) error) error {
 	end := off + n
 	whole := off == 0 && end == f.blob.Size()
 	buf := m.buffers.get()
@@ -333,12 +356,10 @@ func (m *Mirror) copyRange(ctx context.Context, f *fill, w io.Writer, off, n int
 			if _, err := f.blob.ReadAt(chunk, at); err != nil {
 				return err
 			}
-			n, err := w.Write(chunk)
-			m.metrics.sentBytes.Add(float64(n))
-			if err != nil {
+			if err := take(chunk); err != nil {
 				return err
 			}
-			at += int64(n)
+			at += int64(len(chunk))
 		}
 		if at == end {
 			return nil

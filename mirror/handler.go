@@ -18,7 +18,8 @@ import (
 	"github.com/shoal-project/shoal/peer/store"
 )
 
-// Handler serves the read side of the OCI distribution API: /v2/, blobs, manifests, referrers.
+// Handler serves the read side of the OCI distribution API: /v2/, blobs, manifests, referrers; and,
+// for nodes, the segments of blobs without a pieces root.
 func (m *Mirror) Handler() http.Handler { return http.HandlerFunc(m.serve) }
 
 func (m *Mirror) serve(w http.ResponseWriter, r *http.Request) {
@@ -57,6 +58,8 @@ func (m *Mirror) serve(w http.ResponseWriter, r *http.Request) {
 		err = m.serveManifest(w, r, src, t)
 	case referrers:
 		err = m.serveReferrers(w, r, src, t)
+	case segmentsOf:
+		err = m.serveSegments(w, r, src, t)
 	}
 	if err != nil {
 		m.refuse(w, r, t, err)
@@ -208,7 +211,7 @@ func (m *Mirror) refuse(w http.ResponseWriter, r *http.Request, t target, err er
 
 // classify returns the status and the code for err.
 func classify(k kind, err error) (status int, code string) {
-	unknown := map[kind]string{blobs: "BLOB_UNKNOWN", manifests: "MANIFEST_UNKNOWN"}[k]
+	unknown := map[kind]string{blobs: "BLOB_UNKNOWN", manifests: "MANIFEST_UNKNOWN", segmentsOf: "BLOB_UNKNOWN"}[k]
 	if unknown == "" {
 		unknown = "UNSUPPORTED" // referrers: oras-go takes the fallback tag, but not after NAME_UNKNOWN
 	}

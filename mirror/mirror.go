@@ -93,6 +93,7 @@ type Mirror struct {
 	buffers   buffers
 	runner    runner
 	flights   flights
+	segments  segments
 
 	mu    sync.Mutex
 	fills map[digest.Digest]*fill

@@ -18,6 +18,7 @@ const (
 	blobs
 	manifests
 	referrers
+	segmentsOf // of ours, under a name that the distribution-spec leaves to extensions: _<extension>/<component>
 )
 
 // target is a parsed path.
@@ -76,6 +77,9 @@ func (p parser) parsePath(path string) (target, error) {
 		return target{}, errNoRoute
 	}
 	t := target{repository: name, reference: reference}
+	if ext, ok := strings.CutSuffix(name, "/_shoal"); ok && word == "segments" {
+		t.repository, name, word = ext, ext, "_shoal/segments"
+	}
 	switch word {
 	case "blobs":
 		t.kind = blobs
@@ -83,6 +87,8 @@ func (p parser) parsePath(path string) (target, error) {
 		t.kind = manifests
 	case "referrers":
 		t.kind = referrers
+	case "_shoal/segments":
+		t.kind = segmentsOf
 	default:
 		return target{}, errNoRoute
 	}

@@ -17,6 +17,7 @@ func TestParsePath(t *testing.T) {
 		"/v2/a/blobs/b/blobs/" + d:        {blobs, "a/blobs/b", d},
 		"/v2/manifests/manifests/latest":  {manifests, "manifests", "latest"},
 		"/v2/a/referrers/" + d:            {referrers, "a", d},
+		"/v2/a/b/_shoal/segments/" + d:    {segmentsOf, "a/b", d},
 	} {
 		if got, err := p.parsePath(path); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", path, got, err)
@@ -28,6 +29,9 @@ func TestParsePath(t *testing.T) {
 		"/v2/blobs/" + d:             errNoRoute,
 		"/v2/a/tags/list":            errNoRoute,
 		"/v2//blobs/" + d:            errBadName,
+		"/v2/a/segments/" + d:        errNoRoute,
+		"/v2/_shoal/segments/" + d:   errNoRoute,
+		"/v2/a/_shoal/blobs/" + d:    errBadName,
 		"/v2/a//b/blobs/" + d:        errBadName,
 		"/v2/../blobs/" + d:          errBadName,
 		"/v2/a/blobs/latest":         errBadReference,
@@ -54,7 +58,7 @@ func FuzzParsePath(f *testing.F) {
 		if err != nil || got.kind == base {
 			return
 		}
-		word := map[kind]string{blobs: "blobs", manifests: "manifests", referrers: "referrers"}[got.kind]
+		word := map[kind]string{blobs: "blobs", manifests: "manifests", referrers: "referrers", segmentsOf: "_shoal/segments"}[got.kind]
 		if path != "/v2/"+got.repository+"/"+word+"/"+got.reference {
 			t.Errorf("%q became %+v", path, got)
 		}

@@ -76,13 +76,14 @@ func (o Origins) open(reference string) (repos []*registry.Repository, tag strin
 
 // rangeOrigin is a repository as the swarm sees it.
 type rangeOrigin struct {
-	repo *registry.Repository
-	desc ocispec.Descriptor
+	repo   *registry.Repository
+	desc   ocispec.Descriptor
+	offset int64 // of the swarm's bytes in the blob
 }
 
 // Range implements swarm.Origin.
 func (o rangeOrigin) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
-	return o.repo.OpenRange(ctx, o.desc, off, n)
+	return o.repo.OpenRange(ctx, o.desc, o.offset+off, n)
 }
 
 var _ swarm.Origin = rangeOrigin{}

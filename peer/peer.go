@@ -22,8 +22,16 @@ type Config struct {
 	Name, Zone, Rack string
 	Store            *store.Store
 	Swarm            *swarm.Client
-	Tracker          *client.Client
-	Origins          Origins
+	// Tracker may be nil where Neighbours or Models are there.
+	Tracker *client.Client
+	// Neighbours find the swarms' members while no tracker answers; nil means none.
+	Neighbours Neighbours
+	// Models are wanted whatever the tracker says.
+	Models  []client.DesiredModel
+	Origins Origins
+	// Dir keeps what the node remembers over a restart: the desired set and what it resolved. ""
+	// means that it remembers nothing.
+	Dir string
 	// Layers is how many layers of a model are fetched side by side. 0 means 3: one is in its
 	// tail, one in its middle, one begins.
 	Layers int
@@ -40,6 +48,7 @@ type Peer struct {
 	cfg     Config
 	log     *slog.Logger
 	seeds   *seeds
+	memory  memory
 	changed chan struct{} // a model's state changed: report at once
 
 	mu    sync.Mutex
@@ -51,8 +60,10 @@ func New(cfg Config) (*Peer, error) {
 	switch {
 	case cfg.Name == "":
 		return nil, errors.New("peer: the node has no name")
-	case cfg.Store == nil || cfg.Swarm == nil || cfg.Tracker == nil:
-		return nil, errors.New("peer: store, swarm and tracker are needed")
+	case cfg.Store == nil || cfg.Swarm == nil:
+		return nil, errors.New("peer: store and swarm are needed")
+	case cfg.Tracker == nil && len(cfg.Models) == 0:
+		return nil, errors.New("peer: without a tracker nobody says which models the node should hold; give it models")
 	}
 	if cfg.Layers <= 0 {
 		cfg.Layers = 3
@@ -60,7 +71,7 @@ func New(cfg Config) (*Peer, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	p := &Peer{cfg: cfg, log: cfg.Logger, changed: make(chan struct{}, 1), tasks: map[string]*task{}}
+	p := &Peer{cfg: cfg, log: cfg.Logger, memory: memory{cfg.Dir}, changed: make(chan struct{}, 1), tasks: map[string]*task{}}
 	p.seeds = newSeeds(cfg)
 	if cfg.Registerer != nil {
 		if err := cfg.Registerer.Register(newCollector(p)); err != nil {
@@ -73,8 +84,13 @@ func New(cfg Config) (*Peer, error) {
 // Run works until ctx ends. It waits for everything that it started.
 func (p *Peer) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return p.reportLoop(ctx) })
-	group.Go(func() error { return p.desiredLoop(ctx, group) })
+	p.follow(ctx, group, p.remembered())
+	if p.cfg.Tracker != nil {
+		group.Go(func() error { return p.reportLoop(ctx) })
+		group.Go(func() error { return p.desiredLoop(ctx, group) })
+	} else {
+		group.Go(func() error { <-ctx.Done(); return ctx.Err() })
+	}
 	if p.cfg.Scrub > 0 {
 		group.Go(func() error { return p.seeds.scrubLoop(ctx, p.cfg.Scrub) })
 	}
@@ -95,6 +111,27 @@ const (
 	reportBusy, reportIdle = 500 * time.Millisecond, 10 * time.Second
 )
 
+// Inventory returns the keys of the swarms in which the node takes part.
+func (p *Peer) Inventory() []string { return p.seeds.inventory() }
+
+// Status says how far the node's models are.
+func (p *Peer) Status() client.Progress {
+	models, _ := p.progress()
+	return client.Progress{Node: p.cfg.Name, Models: models}
+}
+
+// remembered is what the node was told to hold when it last ran.
+func (p *Peer) remembered() []client.DesiredModel {
+	if p.cfg.Tracker == nil {
+		return nil
+	}
+	models, err := p.memory.desired()
+	if err != nil {
+		p.log.Warn("what the node should hold is asked anew", "err", err)
+	}
+	return models
+}
+
 // desiredLoop follows the desired set. A tracker that does not answer, or does not know, changes
 // nothing.
 func (p *Peer) desiredLoop(ctx context.Context, group *errgroup.Group) error {
@@ -107,6 +144,7 @@ func (p *Peer) desiredLoop(ctx context.Context, group *errgroup.Group) error {
 			return ctx.Err()
 		case errors.Is(err, client.ErrNoDesired):
 			wait = pollRetry
+			p.seeds.contact.heard()
 			continue
 		case err != nil:
 			p.log.Warn("the tracker does not say what is desired", "err", err)
@@ -117,15 +155,20 @@ func (p *Peer) desiredLoop(ctx context.Context, group *errgroup.Group) error {
 			continue
 		}
 		wait = pollRetry
+		p.seeds.contact.heard()
 		if reply.Revision != revision {
 			revision = reply.Revision
+			if err := p.memory.saveDesired(reply.Models); err != nil {
+				p.log.Warn("the desired set is not remembered over a restart", "err", err)
+			}
 			p.follow(ctx, group, reply.Models)
 		}
 	}
 }
 
-// follow starts and stops tasks so that they are those of models.
+// follow starts and stops tasks so that they are those of models and of Config.Models.
 func (p *Peer) follow(ctx context.Context, group *errgroup.Group, models []client.DesiredModel) {
+	models = slices.Concat(p.cfg.Models, models)
 	slices.SortStableFunc(models, func(a, b client.DesiredModel) int { return b.Priority - a.Priority })
 	p.mu.Lock()
 	defer p.mu.Unlock()

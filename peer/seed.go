@@ -3,7 +3,6 @@ package peer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -12,15 +11,13 @@ import (
 	"github.com/shoal-project/shoal/model"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/swarm"
-	"github.com/shoal-project/shoal/tracker/client"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // seeds are the layers that the node takes part in, one session each, however many models have it.
 type seeds struct {
 	cfg     Config
 	log     *slog.Logger
+	contact *contact
 	running sync.WaitGroup
 
 	mu    sync.Mutex
@@ -29,13 +26,37 @@ type seeds struct {
 }
 
 func newSeeds(cfg Config) *seeds {
-	return &seeds{cfg: cfg, log: cfg.Logger, byKey: map[store.Key]*seed{}}
+	return &seeds{cfg: cfg, log: cfg.Logger, contact: &contact{}, byKey: map[store.Key]*seed{}}
 }
 
-// seed is one layer on its way, or complete and offered to others.
+// inventory returns the keys of the swarms in which the node takes part.
+func (s *seeds) inventory() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var keys []string
+	for _, sd := range s.byKey {
+		sd.mu.Lock()
+		for _, m := range sd.live {
+			keys = append(keys, m.key.String())
+		}
+		sd.mu.Unlock()
+	}
+	return keys
+}
+
+// changed tells the neighbours that the inventory is another one.
+func (s *seeds) changed() {
+	if s.cfg.Neighbours != nil {
+		s.cfg.Neighbours.Changed()
+	}
+}
+
+// seed is one layer on its way, or complete and offered to others. With a pieces root it is one
+// swarm; without one, a swarm for each of its segments (segments.go).
 type seed struct {
 	all    *seeds
-	layer  model.Layer
+	key    store.Key
+	size   int64
 	blob   *store.Blob
 	repos  []*registry.Repository
 	cancel context.CancelFunc
@@ -45,24 +66,27 @@ type seed struct {
 	mu    sync.Mutex
 	refs  int
 	err   error // why it never will be ready
-	live  *swarm.Session
+	why   error // why nothing comes at the moment, beside what the sessions say
+	live  []*membership
 	past  swarm.Stats
 	scrub chan chan []int // asks run to hash everything again
+
+	// Of run, for a blob without a root.
+	known map[int]model.Segment // described by the mirror's last answer
+	wrong int                   // whole copies that were wrong
 }
 
-// acquire joins the swarm of layer, or returns the seed that is in it already. The caller calls
-// release. repos stay open for as long as the seed lives.
-func (s *seeds) acquire(ctx context.Context, layer model.Layer, hashes model.HashLayer, open func() ([]*registry.Repository, error)) (*seed, error) {
-	key := store.KeyOf(layer)
+// acquire joins the swarm of a layer, or returns the seed that is in it already. The caller calls
+// release. open gives the repositories, which stay open for as long as the seed lives.
+func (s *seeds) acquire(ctx context.Context, spec store.Spec, open func() ([]*registry.Repository, error)) (*seed, error) {
+	key := spec.Key()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if sd := s.byKey[key]; sd != nil && sd.failure() == nil {
 		sd.refs++
 		return sd, nil
 	}
-	blob, err := s.cfg.Store.Create(ctx, store.Spec{
-		Digest: layer.Digest, Size: layer.Size, Root: layer.Root, Hashes: hashes, Layer: &layer,
-	})
+	blob, err := s.cfg.Store.Create(ctx, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +96,7 @@ func (s *seeds) acquire(ctx context.Context, layer model.Layer, hashes model.Has
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	sd := &seed{
-		all: s, layer: layer, blob: blob, repos: repos, cancel: cancel, refs: 1,
+		all: s, key: key, size: spec.Size, blob: blob, repos: repos, cancel: cancel, refs: 1,
 		ended: make(chan struct{}), ready: make(chan struct{}), scrub: make(chan chan []int),
 	}
 	s.byKey[key] = sd
@@ -88,8 +112,8 @@ func (s *seeds) release(sd *seed) {
 	s.mu.Lock()
 	sd.refs--
 	last := sd.refs == 0
-	if key := store.KeyOf(sd.layer); last && s.byKey[key] == sd {
-		delete(s.byKey, key)
+	if last && s.byKey[sd.key] == sd {
+		delete(s.byKey, sd.key)
 	}
 	s.mu.Unlock()
 	if !last {
@@ -101,7 +125,7 @@ func (s *seeds) release(sd *seed) {
 		repo.Close()
 	}
 	if err := sd.blob.Close(); err != nil {
-		s.log.Error("a blob was not closed in order", "digest", sd.layer.Digest, "err", err)
+		s.log.Error("a blob was not closed in order", "digest", sd.key.Digest, "err", err)
 	}
 	s.mu.Lock()
 	s.past = add(s.past, sd.stats())
@@ -121,78 +145,61 @@ func (s *seeds) total() swarm.Stats {
 	return sum
 }
 
-// run keeps the session going until ctx ends or it fails for good.
+// errScrubbed is what a model's report says while pieces that changed on disk are fetched again.
+var errScrubbed = errors.New("pieces on disk are wrong")
+
+// run keeps the node in the layer's swarm until ctx ends or it fails for good.
 func (sd *seed) run(ctx context.Context) {
+	take := sd.rooted
+	if sd.key.Root.IsZero() {
+		take = sd.segmented
+	}
 	for ctx.Err() == nil {
-		err := sd.session(ctx)
-		if err != nil && ctx.Err() == nil {
+		if err := take(ctx); err != nil && ctx.Err() == nil {
 			sd.fail(err)
 			return
 		}
 	}
 }
 
-// errScrubbed ends a session because pieces on disk turned out wrong.
-var errScrubbed = errors.New("pieces on disk are wrong")
-
-// session is one membership of the swarm: from joining it until ctx ends, or pieces have to be
-// fetched again.
-func (sd *seed) session(ctx context.Context) error {
-	cfg := sd.all.cfg
-	var origins []swarm.Origin
-	for _, repo := range sd.repos {
-		origins = append(origins, rangeOrigin{repo, ocispec.Descriptor{
-			MediaType: ocispec.MediaTypeImageLayer, Digest: sd.layer.Digest, Size: sd.layer.Size,
-		}})
-	}
-	session, err := cfg.Swarm.Join(swarm.Torrent{
-		Digest: sd.layer.Digest, Size: sd.layer.Size, Root: sd.layer.Root, Pieces: sd.blob.PieceHashes(),
-	}, sd.blob, swarm.JoinConfig{
-		Name: cfg.Name, Origins: origins,
-		Leaser: announcer{cfg, client.Key{Digest: sd.layer.Digest, Root: sd.layer.Root}, sd.layer.Size},
-	})
+// rooted is one membership of the layer's swarm: from joining it until ctx ends, or pieces have to
+// be fetched again.
+func (sd *seed) rooted(ctx context.Context) error {
+	m, err := sd.join(ctx, swarm.Torrent{
+		Digest: sd.key.Digest, Size: sd.size, Root: sd.key.Root, Pieces: sd.blob.PieceHashes(),
+	}, sd.blob, 0)
 	if err != nil {
 		return err
 	}
-	sd.mu.Lock()
-	sd.live = session
-	sd.mu.Unlock()
-	work, cancel := context.WithCancel(ctx)
-	ran := make(chan error, 1)
-	go func() { ran <- session.Run(work) }()
-	stop := func() error {
-		cancel()
-		err := <-ran
-		sd.mu.Lock()
-		sd.past, sd.live = add(sd.past, session.Stats()), nil
-		sd.mu.Unlock()
-		return err
-	}
-	done := session.Done()
+	return errors.Join(sd.serve(ctx, m.session.Done(), m.ended), m.stop())
+}
+
+// serve finishes the layer when all of it is there, and answers scrubs, until ctx ends or pieces
+// have to be fetched again, or a membership ended.
+func (sd *seed) serve(ctx context.Context, done, ended <-chan struct{}) error {
 	for {
 		select {
-		case err := <-ran:
-			ran <- err
-			return errors.Join(err, stop())
+		case <-ended:
+			return nil // its stop says why
 		case <-ctx.Done():
-			return stop()
+			return nil
 		case <-done:
 			done = nil
 			err := sd.finish(ctx)
-			switch {
-			case errors.Is(err, store.ErrIncomplete): // the disk changed: join anew, fetch what is wrong
-				sd.all.log.Warn("pieces changed on disk and are fetched again", "digest", sd.layer.Digest)
-				return stop()
-			case err != nil:
-				return errors.Join(err, stop())
+			if errors.Is(err, store.ErrIncomplete) { // the disk changed: join anew, fetch what is wrong
+				sd.all.log.Warn("pieces changed on disk and are fetched again", "digest", sd.key.Digest)
+				return nil
+			}
+			if err != nil {
+				return err
 			}
 		case answer := <-sd.scrub:
 			bad, err := sd.blob.Verify(ctx)
 			answer <- bad
 			if err != nil || len(bad) > 0 {
-				sd.all.log.Error("pieces on disk are wrong and are fetched again", "digest", sd.layer.Digest, "pieces", bad, "err", err)
+				sd.all.log.Error("pieces on disk are wrong and are fetched again", "digest", sd.key.Digest, "pieces", len(bad), "err", err)
 				sd.unready()
-				return errors.Join(err, stop())
+				return err
 			}
 		}
 	}
@@ -228,7 +235,7 @@ func (sd *seed) fail(err error) {
 	sd.mu.Lock()
 	sd.err = err
 	sd.mu.Unlock()
-	sd.all.log.Error("a layer cannot be had", "digest", sd.layer.Digest, "err", err)
+	sd.all.log.Error("a layer cannot be had", "digest", sd.key.Digest, "err", err)
 }
 
 func (sd *seed) failure() error {
@@ -259,19 +266,31 @@ func (sd *seed) await(ctx context.Context) error {
 func (sd *seed) trouble() error {
 	sd.mu.Lock()
 	defer sd.mu.Unlock()
-	if sd.live == nil {
+	if sd.err != nil {
 		return sd.err
 	}
-	return sd.live.Trouble()
+	for _, m := range sd.live {
+		if err := m.session.Trouble(); err != nil {
+			return err
+		}
+	}
+	return sd.why
+}
+
+func (sd *seed) setTrouble(err error) {
+	sd.mu.Lock()
+	sd.why = err
+	sd.mu.Unlock()
 }
 
 func (sd *seed) stats() swarm.Stats {
 	sd.mu.Lock()
 	defer sd.mu.Unlock()
-	if sd.live == nil {
-		return sd.past
+	sum := sd.past
+	for _, m := range sd.live {
+		sum = add(sum, m.session.Stats())
 	}
-	return add(sd.past, sd.live.Stats())
+	return sum
 }
 
 func add(a, b swarm.Stats) swarm.Stats {
@@ -303,27 +322,4 @@ func (s *seeds) scrubLoop(ctx context.Context, every time.Duration) error {
 		}
 	}
 	return ctx.Err()
-}
-
-// announcer is the tracker as a session sees it.
-type announcer struct {
-	cfg  Config
-	key  client.Key
-	size int64
-}
-
-// Announce implements swarm.Leaser.
-func (a announcer) Announce(ctx context.Context, r swarm.Report) (swarm.Reply, error) {
-	reply, err := a.cfg.Tracker.Announce(ctx, a.key, client.Announce{
-		Node: a.cfg.Name, Addr: a.cfg.Swarm.Addr(), Zone: a.cfg.Zone, Rack: a.cfg.Rack, Size: a.size,
-		Have: r.Have, Complete: r.Complete, Open: r.Open, Stuck: r.Stuck, Want: r.Want, Left: r.Left,
-	})
-	if err != nil {
-		return swarm.Reply{}, fmt.Errorf("tracker: %w", err)
-	}
-	out := swarm.Reply{Leases: reply.Leases, Retry: reply.Retry(), Interval: reply.Interval()}
-	for _, p := range reply.Peers {
-		out.Peers = append(out.Peers, swarm.Peer{Name: p.Node, Addr: p.Addr})
-	}
-	return out, nil
 }

@@ -102,9 +102,7 @@ func (t *task) try(ctx context.Context) error {
 			repo.Close()
 		}
 	}()
-	image, err := each(ctx, repos, func(r *registry.Repository) (*model.Image, error) {
-		return model.Resolve(ctx, r, tag)
-	})
+	image, err := t.resolve(ctx, repos, tag)
 	if err != nil {
 		return fmt.Errorf("image %s: %w", t.model.Reference, err)
 	}
@@ -120,6 +118,28 @@ func (t *task) try(ctx context.Context) error {
 		return err
 	}
 	return t.hold(ctx, image)
+}
+
+// resolve asks the origins what the reference means. While none of them answers, it is what it was.
+func (t *task) resolve(ctx context.Context, repos []*registry.Repository, tag string) (*model.Image, error) {
+	image, err := each(ctx, repos, func(r *registry.Repository) (*model.Image, error) {
+		return model.Resolve(ctx, r, tag)
+	})
+	if err == nil {
+		if err := t.peer.memory.saveImage(t.model.Reference, image); err != nil {
+			t.log.Warn("what the reference means is not remembered over a restart", "err", err)
+		}
+		return image, nil
+	}
+	if ctx.Err() != nil || !registry.Unavailable(err) {
+		return nil, err
+	}
+	known, missing := t.peer.memory.image(t.model.Reference)
+	if missing != nil {
+		return nil, err
+	}
+	t.log.Warn("no origin answers: the reference means what it meant before", "digest", known.Manifest.Digest, "err", err)
+	return known, nil
 }
 
 // fetch brings all layers, a few at a time.
@@ -152,7 +172,9 @@ func (t *task) begin(ctx context.Context, repos []*registry.Repository, layer mo
 		fresh, _, err := t.peer.cfg.Origins.open(t.model.Reference)
 		return fresh, err
 	}
-	sd, err := t.peer.seeds.acquire(ctx, layer, hashes, open)
+	sd, err := t.peer.seeds.acquire(ctx, store.Spec{
+		Digest: layer.Digest, Size: layer.Size, Root: layer.Root, Hashes: hashes, Layer: &layer,
+	}, open)
 	if err != nil {
 		return nil, err
 	}
@@ -168,8 +190,11 @@ func (t *task) hashes(ctx context.Context, repos []*registry.Repository, layer m
 		return nil, blob.Close()
 	}
 	key := client.Key{Digest: layer.Digest, Root: layer.Root}
-	if hashes, err := t.peer.cfg.Tracker.Hashes(ctx, key, layer.Size); err == nil {
-		return hashes, nil
+	tracker := t.peer.cfg.Tracker
+	if tracker != nil {
+		if hashes, err := tracker.Hashes(ctx, key, layer.Size); err == nil {
+			return hashes, nil
+		}
 	}
 	hashes, err := each(ctx, repos, func(r *registry.Repository) (model.HashLayer, error) {
 		return model.FetchHashLayer(ctx, r, layer)
@@ -177,8 +202,10 @@ func (t *task) hashes(ctx context.Context, repos []*registry.Repository, layer m
 	if err != nil {
 		return nil, err
 	}
-	if err := t.peer.cfg.Tracker.PutHashes(ctx, key, layer.Size, hashes); err != nil {
-		t.log.Debug("the tracker does not take the hash layer", "digest", layer.Digest, "err", err)
+	if tracker != nil {
+		if err := tracker.PutHashes(ctx, key, layer.Size, hashes); err != nil {
+			t.log.Debug("the tracker does not take the hash layer", "digest", layer.Digest, "err", err)
+		}
 	}
 	return hashes, nil
 }

@@ -115,6 +115,10 @@ func (c *coordinator) step(ctx context.Context) time.Duration {
 		c.peers[p.Name] = p.Addr
 	}
 	c.connect(now, len(reply.Peers) > 0)
+	if reply.Share {
+		c.takeShare(now, reply.Peers)
+		return c.interval
+	}
 	for _, i := range reply.Leases[:min(want, len(reply.Leases))] {
 		c.begin(i)
 	}
@@ -180,7 +184,11 @@ func (c *coordinator) withoutTracker(now time.Time, err error) time.Duration {
 	c.failures++
 	c.connect(now, false)
 	if now.Sub(c.answered) > trackerLost {
-		c.takeShare(now)
+		known := make([]Peer, 0, len(c.peers))
+		for name, addr := range c.peers {
+			known = append(known, Peer{name, addr})
+		}
+		c.takeShare(now, known)
 	}
 	if len(c.open) > 0 && len(c.open) < fetchers {
 		return beforeReply
@@ -188,12 +196,12 @@ func (c *coordinator) withoutTracker(now time.Time, err error) time.Duration {
 	return jitter(min(beforeReply<<min(c.failures, 10), backOffMax))
 }
 
-// takeShare begins pieces that nobody offers and that are this node's by rendezvous hash over the
-// nodes it knows: all nodes that know the same members take disjoint pieces without a word.
-func (c *coordinator) takeShare(now time.Time) {
+// takeShare begins pieces that nobody offers and that are this node's by rendezvous hash over itself
+// and others: all nodes that know the same members take disjoint pieces without a word.
+func (c *coordinator) takeShare(now time.Time, others []Peer) {
 	names := []string{c.s.cfg.Name}
-	for name := range c.peers {
-		names = append(names, name)
+	for _, p := range others {
+		names = append(names, p.Name)
 	}
 	slices.Sort(names)
 	quiet := now.Sub(time.Unix(0, c.s.lastPiece.Load())) > anyPiece

@@ -40,6 +40,9 @@ type Reply struct {
 	Retry    time.Duration // when to ask again for leases that were wanted and not given; 0 means Interval
 	Interval time.Duration // when to report again at the latest
 	Peers    []Peer        // others to connect to; those of earlier replies stay known
+	// Share says that nobody gives leases: the node takes its own share of the pieces, by rendezvous
+	// hash among itself and Peers, which are then all that take part.
+	Share bool
 }
 
 // Peer is another node of the swarm.
@@ -56,7 +59,7 @@ type Origin interface {
 
 // JoinConfig is what a Session needs beside the blob and its place.
 type JoinConfig struct {
-	// Name is this node's name among Peers, for the shares without a tracker.
+	// Name is this node's name among Peers, by which shares are drawn when nobody gives leases.
 	Name   string
 	Leaser Leaser
 	// Origins are tried in this order, the first again after each success elsewhere has aged.

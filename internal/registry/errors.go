@@ -71,5 +71,26 @@ func (r *Repository) explain(op string, err error) error {
 	return e
 }
 
+// Unavailable reports whether err, or every part of it where it joins several, is a registry that
+// does not answer, fails, or limits the rate: asking again later may help, and what was known before
+// may still hold. An answer such as 404 is not.
+func Unavailable(err error) bool {
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range many.Unwrap() {
+			if !Unavailable(e) {
+				return false
+			}
+		}
+		return len(many.Unwrap()) > 0
+	}
+	if e, ok := err.(*Error); ok { //nolint:errorlint // each layer of the chain is looked at in turn
+		return e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= 500
+	}
+	if next := errors.Unwrap(err); next != nil {
+		return Unavailable(next)
+	}
+	return false
+}
+
 // errLocal marks failures that are not the registry's answer, such as wrong bytes.
 var errLocal = errors.New("wrong content")

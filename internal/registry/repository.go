@@ -16,6 +16,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -210,6 +211,28 @@ func (r *Repository) do(req *http.Request) (*http.Response, error) {
 		return nil, errorResponse(resp)
 	}
 	return resp, nil
+}
+
+// Extension reads an extension of the registry (distribution-spec, "Extensions": a path below
+// /v2/<name>/_<extension>/), of at most limit bytes.
+func (r *Repository) Extension(ctx context.Context, path string, query url.Values, limit int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url(path)+"?"+query.Encode(), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := r.do(req)
+	if err != nil {
+		return nil, r.explain("read "+path, err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, r.explain("read "+path, err)
+	}
+	if int64(len(raw)) > limit {
+		return nil, fmt.Errorf("registry %s: %s has more than %d bytes", r.Reference.Registry, path, limit)
+	}
+	return raw, nil
 }
 
 // url builds an address below the repository's /v2/ root.
