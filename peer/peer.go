@@ -29,6 +29,9 @@ type Config struct {
 	// Models are wanted whatever the tracker says.
 	Models  []client.DesiredModel
 	Origins Origins
+	// Adopt are folders with models, or OCI image layouts, that were on the node's disk before Shoal:
+	// what a model has in common with them is taken over instead of fetched.
+	Adopt []string
 	// Dir keeps what the node remembers over a restart: the desired set and what it resolved. ""
 	// means that it remembers nothing.
 	Dir string

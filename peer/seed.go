@@ -57,6 +57,7 @@ type seed struct {
 	all    *seeds
 	key    store.Key
 	size   int64
+	layer  *model.Layer // nil for a raw blob
 	blob   *store.Blob
 	repos  []*registry.Repository
 	cancel context.CancelFunc
@@ -96,7 +97,7 @@ func (s *seeds) acquire(ctx context.Context, spec store.Spec, open func() ([]*re
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	sd := &seed{
-		all: s, key: key, size: spec.Size, blob: blob, repos: repos, cancel: cancel, refs: 1,
+		all: s, key: key, size: spec.Size, layer: spec.Layer, blob: blob, repos: repos, cancel: cancel, refs: 1,
 		ended: make(chan struct{}), ready: make(chan struct{}), scrub: make(chan chan []int),
 	}
 	s.byKey[key] = sd
@@ -153,6 +154,10 @@ func (sd *seed) run(ctx context.Context) {
 	take := sd.rooted
 	if sd.key.Root.IsZero() {
 		take = sd.segmented
+	}
+	if err := sd.adopt(ctx); err != nil && ctx.Err() == nil {
+		sd.fail(err)
+		return
 	}
 	for ctx.Err() == nil {
 		if err := take(ctx); err != nil && ctx.Err() == nil {

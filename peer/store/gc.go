@@ -110,6 +110,9 @@ func (s *Store) short(e *entry) (int64, error) {
 			charged += other.allocated
 		}
 	}
+	for _, r := range s.known {
+		charged += r.Extra
+	}
 	missing := s.cfg.KeepFree + coming - free
 	if coming == 0 && s.cfg.KeepFree == 0 {
 		missing = 0 // a full disk harms nobody who writes nothing

@@ -40,6 +40,9 @@ type record struct {
 	Digest  digest.Digest `json:"digest"`
 	Name    string        `json:"name,omitempty"`
 	Layers  []Key         `json:"layers"`
+	// Built says that the tree was made by Tree.Build; Extra is what its own files take, in bytes.
+	Built bool  `json:"built,omitempty"`
+	Extra int64 `json:"extra,omitempty"`
 
 	used time.Time
 }
