@@ -43,6 +43,7 @@ type daemon struct {
 	dir   string
 	addr  string
 	admin string
+	also  map[string]string // other addresses, by what listens there
 
 	cmd  *exec.Cmd
 	logs *logBuffer
@@ -61,13 +62,20 @@ func (b *logBuffer) String() string {
 	return b.text.String()
 }
 
-func newRegion(t *testing.T, nodes int) *region {
+// newBareRegion has a registry and a mirror only.
+func newBareRegion(t *testing.T) *region {
 	t.Helper()
 	r := &region{t: t, dir: t.TempDir(), upstream: newUpstream(t, nil)}
 	succeed(t, "certs", "init", filepath.Join(r.dir, "ca"))
+	r.mirror = r.start("mirror", "mirror", "mirror", "mirror",
+		"--dir", filepath.Join(r.dir, "mirror"), "--upstream", r.upstream.host+"=http://"+r.upstream.host)
+	return r
+}
+
+func newRegion(t *testing.T, nodes int) *region {
+	t.Helper()
+	r := newBareRegion(t)
 	r.tracker = r.start("tracker", "tracker", "tracker", "tracker")
-	mirrorDir := filepath.Join(r.dir, "mirror")
-	r.mirror = r.start("mirror", "mirror", "mirror", "mirror", "--dir", mirrorDir, "--upstream", r.upstream.host+"=http://"+r.upstream.host)
 	for range nodes {
 		r.addNode()
 	}
@@ -95,10 +103,10 @@ func (r *region) addNode(flags ...string) *daemon {
 	r.t.Helper()
 	i := len(r.nodes) + 1
 	name := fmt.Sprintf("n%d", i)
-	args := append([]string{
-		"--name", name, "--dir", filepath.Join(r.dir, name),
-		"--tracker", "https://" + r.tracker.addr, "--mirror", "https://" + r.mirror.addr,
-	}, flags...)
+	args := append([]string{"--name", name, "--dir", filepath.Join(r.dir, name), "--mirror", "https://" + r.mirror.addr}, flags...)
+	if r.tracker != nil {
+		args = append(args, "--tracker", "https://"+r.tracker.addr)
+	}
 	d := r.prepare(name, "swarm", "peer", "node/"+name, args...)
 	d.addr = fmt.Sprintf("127.0.0.%d:0", i+1)
 	d.dir = filepath.Join(r.dir, name)
@@ -134,7 +142,7 @@ func (d *daemon) start(flags ...string) {
 		t.Fatal(err)
 	}
 	logs, up, gone := &logBuffer{}, make(chan struct{}), make(chan struct{})
-	d.cmd, d.logs, d.gone, d.admin = cmd, logs, gone, ""
+	d.cmd, d.logs, d.gone, d.admin, d.also = cmd, logs, gone, "", map[string]string{}
 	go func() {
 		defer close(gone)
 		var addr string
@@ -151,6 +159,8 @@ func (d *daemon) start(flags ...string) {
 				addr = l.Addr
 			case "admin":
 				d.admin = l.Addr
+			default:
+				d.also[l.What] = l.Addr
 			}
 			if addr != "" && d.admin != "" {
 				d.addr = addr
@@ -208,6 +218,15 @@ func (d *daemon) get(path string) string {
 		t.Fatalf("%s: %s %v %s", path, resp.Status, err, text)
 	}
 	return string(text)
+}
+
+// status returns what a node agent says of its models.
+func (d *daemon) status() (p client.Progress) {
+	d.r.t.Helper()
+	if err := json.Unmarshal([]byte(d.get("/status")), &p); err != nil {
+		d.r.t.Fatal(err)
+	}
+	return p
 }
 
 // metric returns the value of a metric without labels, or the sum over its labels.
@@ -270,6 +289,9 @@ func (r *region) until(what string, ok func() bool) {
 		}
 	}
 }
+
+// reference is how nodes call what push pushed as tag.
+func (r *region) reference(tag string) string { return r.upstream.host + "/models/m:" + tag }
 
 // report returns what node says about tag; its zero value where it has not said anything.
 func (r *region) report(node *daemon, tag string) client.ModelProgress {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/rand"
+	"encoding/base64"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -38,6 +40,23 @@ func certsCommand() *cobra.Command {
 				return err
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "certificate of %s in %s\n", id, args[1])
+			return err
+		},
+	})
+	cmd.AddCommand(&cobra.Command{
+		Use:   "gossip-key",
+		Short: "Print a new key for the nodes' gossip",
+		Long: `Print a new key for the nodes' gossip. A key file (shoal peer --gossip-keys) has one a line; the first
+one encrypts, all of them decrypt. Nodes read the file again when it changes. To rotate a key without
+a gap, on all nodes in turn: add the new one at the end, then move it to the front, then drop the old.`,
+		Example: "  shoal certs gossip-key >> gossip.keys",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			key := make([]byte, 32)
+			if _, err := rand.Read(key); err != nil {
+				return err
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), base64.StdEncoding.EncodeToString(key))
 			return err
 		},
 	})

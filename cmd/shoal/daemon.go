@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,12 +40,13 @@ type daemon struct {
 	log     *slog.Logger
 	metrics *prometheus.Registry
 	bundle  *certs.Bundle // nil with --plaintext
+	status  func() any    // what /status answers; nil: there is none
 }
 
 func (d *daemon) register(cmd *cobra.Command, listen string) {
 	f := cmd.Flags()
 	f.StringVar(&d.listen, "listen", listen, "IP:PORT to listen on; port 0 takes a free one, which is logged")
-	f.StringVar(&d.admin, "admin", "127.0.0.1:0", "IP:PORT of /metrics, /healthz and /readyz, in plain HTTP")
+	f.StringVar(&d.admin, "admin", "127.0.0.1:0", "IP:PORT of /metrics, /status, /healthz and /readyz, in plain HTTP")
 	f.StringVar(&d.certs, "certs", "", "folder with ca.crt, tls.crt and tls.key (shoal certs issue)")
 	f.BoolVar(&d.plaintext, "plaintext", false, "speak without TLS and serve everyone: for trials only")
 	f.StringVar(&d.config, "config", "", "YAML file with the values of flags, by their names")
@@ -140,7 +142,7 @@ func (d *daemon) serve(ctx context.Context, l net.Listener, tlsConfig *tls.Confi
 	return nil
 }
 
-// serveAdmin answers metrics and health. ready may be nil.
+// serveAdmin answers metrics, status and health. ready may be nil.
 func (d *daemon) serveAdmin(ctx context.Context, ready func() error) error {
 	if d.admin == "" {
 		return nil
@@ -151,6 +153,12 @@ func (d *daemon) serveAdmin(ctx context.Context, ready func() error) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
+	if d.status != nil {
+		mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(d.status()) // the asker is gone where this fails
+		})
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if ready != nil {

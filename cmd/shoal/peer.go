@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,6 +29,8 @@ type peerFlags struct {
 	quota, keepFree  string
 	layers           int
 	scrub            time.Duration
+	models, adopt    []string
+	gossip           gossipFlags
 }
 
 func peerCommand() *cobra.Command {
@@ -36,7 +40,10 @@ func peerCommand() *cobra.Command {
 		Use:   "peer",
 		Short: "Run a node agent: holds the models that the tracker says this node should hold",
 		Long: `Run a node agent. It fetches the desired models through the region's mirror and swarm into their
-final files under DIR/models, and serves their pieces to other nodes.`,
+final files under DIR/models, and serves their pieces to other nodes.
+
+With --gossip the nodes find each other without a tracker, or while it is down. Pieces that no node
+has come from the mirror, and from --upstream when the mirror does not deliver.`,
 		Example: "  shoal peer --dir /var/lib/shoal --listen 10.0.0.7:7072 --tracker https://tracker:7070 --mirror https://mirror:7071 --certs /etc/shoal/certs",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runPeer(cmd.Context(), &f) },
@@ -46,20 +53,23 @@ final files under DIR/models, and serves their pieces to other nodes.`,
 	fl.StringVar(&f.zone, "zone", "", "zone in which the node stands: near nodes are preferred")
 	fl.StringVar(&f.rack, "rack", "", "rack in which the node stands")
 	fl.StringVar(&f.dir, "dir", "", "folder for blobs and models (required)")
-	fl.StringVar(&f.tracker, "tracker", "", "address of the tracker, https://HOST:PORT (required)")
+	fl.StringVar(&f.tracker, "tracker", "", "address of the tracker, https://HOST:PORT; none with --gossip and --model")
 	fl.StringVar(&f.mirror, "mirror", "", "address of the mirror, https://HOST:PORT")
 	fl.StringArrayVar(&f.upstreams, "upstream", nil, upstreamHelp+"; read directly, without credentials, when the mirror does not deliver")
 	fl.StringVar(&f.quota, "quota", "0", "bytes that models may take, such as 500GiB; 0 is what fits")
 	fl.StringVar(&f.keepFree, "keep-free", "1GiB", "bytes of the file system that stay free")
 	fl.IntVar(&f.layers, "layers", 0, "layers of a model that are fetched at once (0: a good default)")
+	fl.StringArrayVar(&f.models, "model", nil, "NAME=REFERENCE of a model that the node holds whatever the tracker says; may be given again")
+	fl.StringArrayVar(&f.adopt, "adopt", nil, "folder with models, or an OCI image layout, whose files are taken over (hashed and linked) instead of fetched; may be given again")
+	f.gossip.register(fl)
 	fl.DurationVar(&f.scrub, "scrub", 7*24*time.Hour, "how often everything on disk is hashed again; 0 is never")
 	f.register(cmd, "127.0.0.1:7072")
 	return cmd
 }
 
 func runPeer(ctx context.Context, f *peerFlags) (err error) {
-	if f.dir == "" || f.tracker == "" || (f.mirror == "" && len(f.upstreams) == 0) {
-		return errors.New("--dir, --tracker, and --mirror or --upstream are needed")
+	if f.dir == "" || (f.tracker == "" && len(f.models) == 0) || (f.mirror == "" && len(f.upstreams) == 0) {
+		return errors.New("--dir, --tracker or --model, and --mirror or --upstream are needed")
 	}
 	if f.bundle != nil {
 		if id := f.bundle.Identity(); id.Role != certs.Node || id.Name != f.name {
@@ -67,6 +77,10 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 		}
 	}
 	origins, err := f.origins()
+	if err != nil {
+		return err
+	}
+	models, err := parseModels(f.models)
 	if err != nil {
 		return err
 	}
@@ -82,11 +96,13 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
-	track, err := client.New(client.Config{URL: f.tracker, TLS: f.client(certs.Tracker)})
-	if err != nil {
-		return err
+	var track *client.Client
+	if f.tracker != "" {
+		if track, err = client.New(client.Config{URL: f.tracker, TLS: f.client(certs.Tracker)}); err != nil {
+			return err
+		}
+		defer track.Close()
 	}
-	defer track.Close()
 	l, err := f.bind(ctx, "swarm", f.listen)
 	if err != nil {
 		return err
@@ -98,17 +114,44 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, bt.Close()) }()
-	agent, err := peer.New(peer.Config{
+	peers, err := f.neighbours(ctx, bt.Addr())
+	if err != nil {
+		return err
+	}
+	settings := peer.Config{
 		Name: f.name, Zone: f.zone, Rack: f.rack, Store: disk, Swarm: bt, Tracker: track, Origins: origins,
+		Models: models, Adopt: f.adopt, Dir: filepath.Join(f.dir, "node"),
 		Layers: f.layers, Scrub: f.scrub, Registerer: f.metrics, Logger: f.log,
-	})
+	}
+	if peers != nil {
+		settings.Neighbours = peers
+	}
+	agent, err := peer.New(settings)
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	if peers != nil {
+		peers.agent.Store(agent)
+		group.Go(func() error { return peers.run(ctx) })
+	}
+	f.status = func() any { return agent.Status() }
 	group.Go(func() error { return f.serveAdmin(ctx, nil) })
 	group.Go(func() error { return agent.Run(ctx) })
 	return group.Wait()
+}
+
+// parseModels reads NAME=REFERENCE.
+func parseModels(args []string) ([]client.DesiredModel, error) {
+	var models []client.DesiredModel
+	for _, arg := range args {
+		name, reference, ok := strings.Cut(arg, "=")
+		if !ok || name == "" || reference == "" {
+			return nil, fmt.Errorf("--model %q: want NAME=REGISTRY/REPOSITORY:TAG", arg)
+		}
+		models = append(models, client.DesiredModel{Name: name, Reference: reference})
+	}
+	return models, nil
 }
 
 func (f *peerFlags) origins() (peer.Origins, error) {
