@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/shoal-project/shoal/model"
 	"github.com/shoal-project/shoal/tracker/client"
 )
 
@@ -36,25 +35,17 @@ func (m memory) desired() ([]client.DesiredModel, error) {
 }
 
 // saveImage remembers what reference meant.
-func (m memory) saveImage(reference string, image *model.Image) error {
+func (m memory) saveImage(reference string, image *content) error {
 	return m.save(imageFile(reference), image)
 }
 
 // image returns what reference meant when it was last resolved.
-func (m memory) image(reference string) (*model.Image, error) {
-	var image model.Image
+func (m memory) image(reference string) (*content, error) {
+	var image content
 	if err := m.load(imageFile(reference), &image); err != nil {
 		return nil, err
 	}
-	if err := image.Manifest.Digest.Validate(); err != nil {
-		return nil, err
-	}
-	for _, l := range image.Layers {
-		if err := l.Validate(); err != nil {
-			return nil, err
-		}
-	}
-	return &image, nil
+	return &image, image.validate()
 }
 
 func imageFile(reference string) string {

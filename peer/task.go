@@ -45,7 +45,7 @@ type task struct {
 	mu    sync.Mutex
 	state string
 	err   error
-	image *model.Image
+	image *content
 	parts []part
 	took  time.Duration // from the start to Ready
 }
@@ -78,7 +78,7 @@ func (t *task) run(ctx context.Context) {
 		t.set(StateResolving, err)
 	}
 	if t.unwanted.Load() && t.image != nil {
-		if err := t.peer.cfg.Store.Unpin(t.image.Manifest.Digest, pinOwner); err != nil {
+		if err := t.peer.cfg.Store.Unpin(t.image.manifest(), pinOwner); err != nil {
 			t.log.Error("the model stays pinned", "err", err)
 		}
 	}
@@ -109,7 +109,7 @@ func (t *task) try(ctx context.Context) error {
 	t.mu.Lock()
 	t.image = image
 	t.mu.Unlock()
-	if err := t.peer.cfg.Store.Pin(image.Manifest.Digest, pinOwner); err != nil {
+	if err := t.peer.cfg.Store.Pin(image.manifest(), pinOwner); err != nil {
 		return err
 	}
 	t.set(StateFetching, nil)
@@ -121,9 +121,9 @@ func (t *task) try(ctx context.Context) error {
 }
 
 // resolve asks the origins what the reference means. While none of them answers, it is what it was.
-func (t *task) resolve(ctx context.Context, repos []*registry.Repository, tag string) (*model.Image, error) {
-	image, err := each(ctx, repos, func(r *registry.Repository) (*model.Image, error) {
-		return model.Resolve(ctx, r, tag)
+func (t *task) resolve(ctx context.Context, repos []*registry.Repository, tag string) (*content, error) {
+	image, err := each(ctx, repos, func(r *registry.Repository) (*content, error) {
+		return resolveContent(ctx, r, tag)
 	})
 	if err == nil {
 		if err := t.peer.memory.saveImage(t.model.Reference, image); err != nil {
@@ -138,20 +138,20 @@ func (t *task) resolve(ctx context.Context, repos []*registry.Repository, tag st
 	if missing != nil {
 		return nil, err
 	}
-	t.log.Warn("no origin answers: the reference means what it meant before", "digest", known.Manifest.Digest, "err", err)
+	t.log.Warn("no origin answers: the reference means what it meant before", "digest", known.manifest(), "err", err)
 	return known, nil
 }
 
 // fetch brings all layers, a few at a time.
-func (t *task) fetch(ctx context.Context, repos []*registry.Repository, image *model.Image) error {
+func (t *task) fetch(ctx context.Context, repos []*registry.Repository, image *content) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(t.peer.cfg.Layers)
-	for _, layer := range image.Layers {
+	for _, spec := range image.specs() {
 		if ctx.Err() != nil {
 			break
 		}
 		group.Go(func() error {
-			sd, err := t.begin(ctx, repos, layer)
+			sd, err := t.begin(ctx, repos, spec)
 			if err != nil {
 				return err
 			}
@@ -162,19 +162,19 @@ func (t *task) fetch(ctx context.Context, repos []*registry.Repository, image *m
 }
 
 // begin makes the node a member of the layer's swarm.
-func (t *task) begin(ctx context.Context, repos []*registry.Repository, layer model.Layer) (*seed, error) {
-	hashes, err := t.hashes(ctx, repos, layer)
-	if err != nil {
-		return nil, err
+func (t *task) begin(ctx context.Context, repos []*registry.Repository, spec store.Spec) (*seed, error) {
+	if spec.Layer != nil {
+		var err error
+		if spec.Hashes, err = t.hashes(ctx, repos, *spec.Layer); err != nil {
+			return nil, err
+		}
 	}
 	// The session outlives this try's repositories.
 	open := func() ([]*registry.Repository, error) {
 		fresh, _, err := t.peer.cfg.Origins.open(t.model.Reference)
 		return fresh, err
 	}
-	sd, err := t.peer.seeds.acquire(ctx, store.Spec{
-		Digest: layer.Digest, Size: layer.Size, Root: layer.Root, Hashes: hashes, Layer: &layer,
-	}, open)
+	sd, err := t.peer.seeds.acquire(ctx, spec, open)
 	if err != nil {
 		return nil, err
 	}
@@ -211,11 +211,9 @@ func (t *task) hashes(ctx context.Context, repos []*registry.Repository, layer m
 }
 
 // hold publishes the model and keeps it right until ctx ends.
-func (t *task) hold(ctx context.Context, image *model.Image) error {
+func (t *task) hold(ctx context.Context, image *content) error {
 	for {
-		path, err := t.peer.cfg.Store.Publish(ctx, store.Model{
-			Name: t.model.Name, Digest: image.Manifest.Digest, Layers: image.Layers,
-		})
+		path, err := image.publish(ctx, t.peer.cfg.Store, t.model.Name)
 		if err != nil {
 			return err
 		}
@@ -228,7 +226,7 @@ func (t *task) hold(ctx context.Context, image *model.Image) error {
 			return err
 		}
 		t.log.Error("the model on disk is damaged: it is withdrawn until it is mended")
-		if err := t.peer.cfg.Store.Withdraw(image.Manifest.Digest); err != nil && !errors.Is(err, store.ErrNotFound) {
+		if err := t.peer.cfg.Store.Withdraw(image.manifest()); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
 		t.set(StateFetching, errScrubbed)
@@ -294,9 +292,7 @@ func (t *task) progress() client.ModelProgress {
 	}
 	err := t.err
 	if t.image != nil {
-		for _, l := range t.image.Layers {
-			out.Total += l.Size
-		}
+		out.Total = t.image.size()
 	}
 	t.mu.Unlock()
 	for _, p := range parts {

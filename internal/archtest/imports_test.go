@@ -30,6 +30,7 @@ var rules = []rule{
 	{"api/...", []string{"api", "api/...", "internal/..."}, "api, model and internal import nothing of the components"},
 	{"internal/...", []string{"internal/..."}, "api, model and internal import nothing of the components"},
 	{"model", []string{"internal/..."}, "api, model and internal import nothing of the components"},
+	{"model/foreign", []string{"model", "internal/..."}, "foreign images are described with the checks of model"},
 	{"model/source", []string{"model", "internal/..."}, "sources know the model and nothing else"},
 	{"model/source/...", []string{"model", "model/source", "internal/..."}, "sources know the model and nothing else"},
 
@@ -47,7 +48,7 @@ var rules = []rule{
 	{"peer/pagecache", []string{"model", "internal/..."}, "the rooms of a node see model and not each other: peer joins them"},
 	{"peer/endpoint", []string{"model", "internal/..."}, "endpoint and csi declare interfaces for what they need of a node"},
 	{"peer/csi", []string{"model", "internal/..."}, "endpoint and csi declare interfaces for what they need of a node"},
-	{"peer", []string{"peer/...", "swarm", "tracker/client", "model", "internal/..."}, "peer joins its rooms, the swarm and the tracker's client"},
+	{"peer", []string{"peer/...", "swarm", "tracker/client", "model", "model/foreign", "internal/..."}, "peer joins its rooms, the swarm and the tracker's client"},
 
 	{"controller", []string{"controller/...", "api", "api/...", "model", "tracker/client", "internal/..."}, "the controller writes intent: it sees api, model and the tracker's client"},
 	{"controller/...", []string{"controller", "controller/...", "api", "api/...", "model", "tracker/client", "internal/..."}, "the controller writes intent: it sees api, model and the tracker's client"},
