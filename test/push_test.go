@@ -34,11 +34,15 @@ type upstream struct {
 	fault fault
 }
 
-func newUpstream(t *testing.T, users map[string]string) *upstream {
+func newUpstream(t *testing.T, users map[string]string, change ...func(*registryserver.Config)) *upstream {
 	t.Helper()
 	u := &upstream{}
+	cfg := registryserver.Config{Dir: t.TempDir(), Users: users, Faults: u.ask}
+	for _, c := range change {
+		c(&cfg)
+	}
 	var err error
-	u.Server, err = registryserver.New(registryserver.Config{Dir: t.TempDir(), Users: users, Faults: u.ask})
+	u.Server, err = registryserver.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

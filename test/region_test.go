@@ -63,18 +63,18 @@ func (b *logBuffer) String() string {
 }
 
 // newBareRegion has a registry and a mirror only.
-func newBareRegion(t *testing.T) *region {
+func newBareRegion(t *testing.T, change ...func(*registryserver.Config)) *region {
 	t.Helper()
-	r := &region{t: t, dir: t.TempDir(), upstream: newUpstream(t, nil)}
+	r := &region{t: t, dir: t.TempDir(), upstream: newUpstream(t, nil, change...)}
 	succeed(t, "certs", "init", filepath.Join(r.dir, "ca"))
 	r.mirror = r.start("mirror", "mirror", "mirror", "mirror",
 		"--dir", filepath.Join(r.dir, "mirror"), "--upstream", r.upstream.host+"=http://"+r.upstream.host)
 	return r
 }
 
-func newRegion(t *testing.T, nodes int) *region {
+func newRegion(t *testing.T, nodes int, change ...func(*registryserver.Config)) *region {
 	t.Helper()
-	r := newBareRegion(t)
+	r := newBareRegion(t, change...)
 	r.tracker = r.start("tracker", "tracker", "tracker", "tracker")
 	for range nodes {
 		r.addNode()
