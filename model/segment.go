@@ -7,18 +7,32 @@ import (
 	"slices"
 )
 
-// SegmentSize is the length, in bytes, of the segments in which a blob without a pieces root is
-// shared. Each segment is a swarm of its own, which begins as soon as the mirror has its bytes: long
-// enough that a blob of 100 GB makes few swarms, short enough that nodes trail the mirror by little.
-const SegmentSize = 256 << 20
+// Bounds of SegmentLength, in bytes.
+const (
+	minSegment = 16 << 20
+	maxSegment = 256 << 20
+)
+
+// SegmentLength is the length, in bytes, of the segments in which a blob of size bytes is shared when
+// it has no pieces root. Each segment is a swarm of its own, which begins when the mirror has all of
+// its bytes: nodes trail the mirror by one segment, so that it is at most a 32nd of the blob, and a
+// blob of 100 GB makes 400 swarms and not thousands.
+func SegmentLength(size int64) int64 {
+	length := int64(minSegment)
+	for length < maxSegment && length*32 < size {
+		length *= 2
+	}
+	return length
+}
 
 // NumSegments is how many segments a blob of size bytes has.
-func NumSegments(size int64) int { return pieces(size, SegmentSize) }
+func NumSegments(size int64) int { return pieces(size, SegmentLength(size)) }
 
 // SegmentSpan returns where segment i of a blob of size bytes lies.
 func SegmentSpan(i int, size int64) (off, n int64) {
-	off = int64(i) * SegmentSize
-	return off, min(SegmentSize, size-off)
+	length := SegmentLength(size)
+	off = int64(i) * length
+	return off, min(length, size-off)
 }
 
 // Segment describes the bytes of one segment. Whoever takes it from somebody else trusts that one,
@@ -52,7 +66,7 @@ type wireSegment struct {
 	Hashes string `json:"hashes"`
 }
 
-// MaxSegmentList bounds a SegmentList's JSON, in bytes: some hundred segments of 22 KiB.
+// MaxSegmentList bounds a SegmentList's JSON, in bytes: some hundred segments of at most 22 KiB.
 const MaxSegmentList = 4 << 20
 
 // MarshalJSON implements json.Marshaler.

@@ -24,8 +24,18 @@ func segmentList(t testing.TB, size int64) SegmentList {
 	return l
 }
 
+func TestSegmentLength(t *testing.T) {
+	for size, want := range map[int64]int64{
+		0: 16 << 20, 512 << 20: 16 << 20, 512<<20 + 1: 32 << 20, 2 << 30: 64 << 20, 8 << 30: 256 << 20, 1 << 40: 256 << 20,
+	} {
+		if got := SegmentLength(size); got != want {
+			t.Errorf("%d bytes: segments of %d, want %d", size, got, want)
+		}
+	}
+}
+
 func TestSegmentList(t *testing.T) {
-	const size = SegmentSize + 3
+	const size = minSegment + 3
 	want := segmentList(t, size)
 	raw, err := json.Marshal(want)
 	if err != nil {
@@ -39,7 +49,7 @@ func TestSegmentList(t *testing.T) {
 		t.Error(diff)
 	}
 	for name, wrong := range map[string]string{
-		"another blob":       strings.Replace(string(raw), `"size":268435459`, `"size":7`, 1),
+		"another blob":       strings.Replace(string(raw), `"size":16777219`, `"size":7`, 1),
 		"another first one":  strings.Replace(string(raw), `"from":0`, `"from":1`, 1),
 		"a negative one":     strings.Replace(string(raw), `"from":0`, `"from":-1`, 1),
 		"another root":       strings.Replace(string(raw), want.Segments[1].Root.String(), want.Segments[0].Root.String(), 1),

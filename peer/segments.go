@@ -20,9 +20,9 @@ import (
 )
 
 const (
-	// segmentsOpen is how many segments are fetched at once: while the nodes finish one, the mirror
-	// begins the next.
-	segmentsOpen = 2
+	// segmentsOpen is how many segments are fetched at once: while the nodes finish one, the next is
+	// well under way.
+	segmentsOpen = 3
 	// aloneBelow is the size, in bytes, below which a blob is fetched without a swarm: asking for
 	// leases would take longer.
 	aloneBelow = 4 << 20
