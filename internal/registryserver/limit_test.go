@@ -6,15 +6,13 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 // TestLimit shows that two connections together take as long as the uplink says.
 func TestLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const perSecond, each = 1 << 20, 4 << 20
-		listener := &limitedListener{nil, t.Context(), rate.NewLimiter(perSecond, burst)}
+		listener := &limitedListener{nil, t.Context(), newLimiter(perSecond)}
 		start := time.Now()
 		done := make(chan int64, 2)
 		for range 2 {

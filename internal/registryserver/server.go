@@ -28,7 +28,6 @@ import (
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // by name below
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"   // by name below
-	"golang.org/x/time/rate"
 )
 
 // Config describes a registry. Its zero value keeps everything in memory and serves plain HTTP on
@@ -165,7 +164,7 @@ func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 func (s *Server) Run(ctx context.Context) error {
 	listener := s.listener
 	if rateLimit := s.cfg.UplinkBytesPerSecond; rateLimit > 0 {
-		listener = &limitedListener{listener, s.server.BaseContext(nil), rate.NewLimiter(rate.Limit(rateLimit), burst)}
+		listener = &limitedListener{listener, s.server.BaseContext(nil), newLimiter(rateLimit)}
 	}
 	if s.cfg.TLS != nil {
 		listener = tls.NewListener(listener, s.cfg.TLS)
