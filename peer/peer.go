@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoal-project/shoal/peer/pagecache"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/swarm"
 	"github.com/shoal-project/shoal/tracker/client"
@@ -35,6 +37,10 @@ type Config struct {
 	// Dir keeps what the node remembers over a restart: the desired set and what it resolved. ""
 	// means that it remembers nothing.
 	Dir string
+	// Cache says how models are kept in memory; its Trees are the node's. AllInMemory does it for
+	// every model, whatever its tier.
+	Cache       pagecache.KeeperConfig
+	AllInMemory bool
 	// Layers is how many layers of a model are fetched side by side. 0 means 3: one is in its
 	// tail, one in its middle, one begins.
 	Layers int
@@ -52,6 +58,7 @@ type Peer struct {
 	log     *slog.Logger
 	seeds   *seeds
 	memory  memory
+	keeper  *pagecache.Keeper
 	changed chan struct{} // a model's state changed: report at once
 
 	mu    sync.Mutex
@@ -76,6 +83,12 @@ func New(cfg Config) (*Peer, error) {
 	}
 	p := &Peer{cfg: cfg, log: cfg.Logger, memory: memory{cfg.Dir}, changed: make(chan struct{}, 1), tasks: map[string]*task{}}
 	p.seeds = newSeeds(cfg)
+	cache := cfg.Cache
+	cache.Trees, cache.Registerer, cache.Logger = p.trees, cfg.Registerer, cfg.Logger
+	var err error
+	if p.keeper, err = pagecache.NewKeeper(cache); err != nil {
+		return nil, err
+	}
 	if cfg.Registerer != nil {
 		if err := cfg.Registerer.Register(newCollector(p)); err != nil {
 			return nil, err
@@ -87,6 +100,7 @@ func New(cfg Config) (*Peer, error) {
 // Run works until ctx ends. It waits for everything that it started.
 func (p *Peer) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.keeper.Run(ctx) })
 	p.follow(ctx, group, p.remembered())
 	if p.cfg.Tracker != nil {
 		group.Go(func() error { return p.reportLoop(ctx) })
@@ -121,6 +135,25 @@ func (p *Peer) Inventory() []string { return p.seeds.inventory() }
 func (p *Peer) Status() client.Progress {
 	models, _ := p.progress()
 	return client.Progress{Node: p.cfg.Name, Models: models}
+}
+
+// trees are the published models, the most wanted first.
+func (p *Peer) trees() []pagecache.Tree {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []pagecache.Tree
+	for _, t := range p.tasks {
+		if at := t.published(); at != "" {
+			out = append(out, pagecache.Tree{
+				Name: t.model.Name, Dir: at, Priority: t.model.Priority,
+				Keep: p.cfg.AllInMemory || t.model.Tier == client.TierMemory,
+			})
+		}
+	}
+	slices.SortFunc(out, func(a, b pagecache.Tree) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.Dir, b.Dir))
+	})
+	return out
 }
 
 // remembered is what the node was told to hold when it last ran.
@@ -179,7 +212,8 @@ func (p *Peer) follow(ctx context.Context, group *errgroup.Group, models []clien
 	for _, m := range models {
 		key := m.Name + " " + m.Reference
 		wanted[key] = true
-		if p.tasks[key] != nil {
+		if t := p.tasks[key]; t != nil {
+			t.retune(m)
 			continue
 		}
 		t := newTask(p, m)

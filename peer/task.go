@@ -48,6 +48,7 @@ type task struct {
 	image *content
 	parts []part
 	took  time.Duration // from the start to Ready
+	tree  string        // where it is published; "" where it is not
 }
 
 // part is a layer of the model.
@@ -218,7 +219,7 @@ func (t *task) hold(ctx context.Context, image *content) error {
 			return err
 		}
 		t.mu.Lock()
-		t.took = time.Since(t.started)
+		t.took, t.tree = time.Since(t.started), path
 		t.mu.Unlock()
 		t.set(StateReady, nil)
 		t.log.Info("the model is ready", "path", path, "bytes", t.progress().Total, "dur", t.took)
@@ -226,6 +227,9 @@ func (t *task) hold(ctx context.Context, image *content) error {
 			return err
 		}
 		t.log.Error("the model on disk is damaged: it is withdrawn until it is mended")
+		t.mu.Lock()
+		t.tree = ""
+		t.mu.Unlock()
 		if err := t.peer.cfg.Store.Withdraw(image.manifest()); err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
@@ -264,6 +268,16 @@ func (t *task) untilBroken(ctx context.Context) error {
 	}
 }
 
+// published is where the model's tree stands, "" where it does not.
+func (t *task) published() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.tree
+}
+
+// retune takes over what may change while the model stays: its tier and priority. Peer.mu is held.
+func (t *task) retune(m client.DesiredModel) { t.model.Tier, t.model.Priority = m.Tier, m.Priority }
+
 func (t *task) held() []part {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -285,7 +299,10 @@ func (t *task) progress() client.ModelProgress {
 	t.mu.Lock()
 	out := client.ModelProgress{
 		Name: t.model.Name, Reference: t.model.Reference, State: t.state,
-		Seconds: time.Since(t.started).Seconds(),
+		Seconds: time.Since(t.started).Seconds(), ResidentBytes: -1,
+	}
+	if s, ok := t.peer.keeper.State(t.tree); ok && t.tree != "" {
+		out.ResidentBytes = s.Resident
 	}
 	if t.state == StateReady {
 		out.Seconds = t.took.Seconds()

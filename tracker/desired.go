@@ -70,6 +70,9 @@ func newDesiredSet(models []client.DesiredModel) (*desiredSet, error) {
 		if m.Reference == "" {
 			return nil, refuse(http.StatusBadRequest, "model %q has no reference: give registry/repository:tag or @digest", m.Name)
 		}
+		if m.Tier != "" && m.Tier != client.TierDisk && m.Tier != client.TierMemory {
+			return nil, refuse(http.StatusBadRequest, "model %q has the tier %.100q: want %s or %s", m.Name, m.Tier, client.TierDisk, client.TierMemory)
+		}
 		if err := checkText("a model's reference", m.Reference, maxReference); err != nil {
 			return nil, err
 		}

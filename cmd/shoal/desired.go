@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -38,7 +39,8 @@ stdin), replace the desired set first, which needs the certificate of a controll
   - name: qwen3-8b
     reference: registry.example.com/models/qwen3-8b:v2
     nodes: [node-1, node-2]   # left out: all nodes
-    priority: 10              # higher ones come first`,
+    priority: 10              # higher ones come first
+    tier: Memory              # kept in the page cache too; left out: Disk`,
 		Example: "  shoal desired models.yaml --tracker https://tracker:7070 --certs certs/controller",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -98,6 +100,14 @@ func setDesired(ctx context.Context, track *client.Client, stdin io.Reader, file
 	return track.SetDesired(ctx, d)
 }
 
+// inMemory is a model's residency for people.
+func inMemory(m client.ModelProgress) string {
+	if m.ResidentBytes < 0 {
+		return "-"
+	}
+	return units.BytesSize(float64(m.ResidentBytes))
+}
+
 // show prints the set and each node's report on it.
 func (f *desiredFlags) show(ctx context.Context, track *client.Client, w io.Writer) error {
 	set, err := track.Desired(ctx, "", "", 0)
@@ -112,22 +122,22 @@ func (f *desiredFlags) show(ctx context.Context, track *client.Client, w io.Writ
 		return json.NewEncoder(w).Encode(map[string]any{"models": set.Models, "nodes": nodes})
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "MODEL\tREFERENCE\tNODES")
+	fmt.Fprintln(t, "MODEL\tREFERENCE\tTIER\tNODES")
 	for _, m := range set.Models {
 		on := strings.Join(m.Nodes, ",")
 		if on == "" {
 			on = "all"
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\n", m.Name, m.Reference, on)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", m.Name, m.Reference, cmp.Or(m.Tier, client.TierDisk), on)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(t, "\nNODE\tMODEL\tSTATE\tHELD\tFROM ORIGIN\tFROM PEERS\tSECONDS\tERROR")
+	fmt.Fprintln(t, "\nNODE\tMODEL\tSTATE\tHELD\tIN MEMORY\tFROM ORIGIN\tFROM PEERS\tSECONDS\tERROR")
 	for _, n := range nodes {
 		for _, m := range n.Models {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s of %s\t%s\t%s\t%.1f\t%s\n", n.Node, m.Name, m.State,
-				units.BytesSize(float64(m.Bytes)), units.BytesSize(float64(m.Total)),
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s of %s\t%s\t%s\t%s\t%.1f\t%s\n", n.Node, m.Name, m.State,
+				units.BytesSize(float64(m.Bytes)), units.BytesSize(float64(m.Total)), inMemory(m),
 				units.BytesSize(float64(m.OriginBytes)), units.BytesSize(float64(m.PeerBytes)), m.Seconds, m.Error)
 		}
 	}

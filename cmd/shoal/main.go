@@ -34,6 +34,6 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	cmd.AddCommand(pushCommand(), pullCommand(), inspectCommand(), certsCommand(),
-		mirrorCommand(), trackerCommand(), peerCommand(), desiredCommand(), demoCommand())
+		mirrorCommand(), trackerCommand(), peerCommand(), desiredCommand(), warmCommand(), residencyCommand(), demoCommand())
 	return cmd
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/shoal-project/shoal/internal/certs"
 	"github.com/shoal-project/shoal/peer"
+	"github.com/shoal-project/shoal/peer/pagecache"
 	"github.com/shoal-project/shoal/peer/store"
 	"github.com/shoal-project/shoal/swarm"
 	"github.com/shoal-project/shoal/tracker/client"
@@ -30,6 +31,8 @@ type peerFlags struct {
 	layers           int
 	scrub            time.Duration
 	models, adopt    []string
+	warm             bool
+	memory, reserve  string
 	gossip           gossipFlags
 }
 
@@ -58,6 +61,9 @@ has come from the mirror, and from --upstream when the mirror does not deliver.`
 	fl.StringArrayVar(&f.upstreams, "upstream", nil, upstreamHelp+"; read directly, without credentials, when the mirror does not deliver")
 	fl.StringVar(&f.quota, "quota", "0", "bytes that models may take, such as 500GiB; 0 is what fits")
 	fl.StringVar(&f.keepFree, "keep-free", "1GiB", "bytes of the file system that stay free")
+	fl.BoolVar(&f.warm, "warm", false, "keep every model in the page cache, not only those of the tier Memory")
+	fl.StringVar(&f.memory, "memory", "0", "bytes of models that are kept in the page cache together, such as 200GiB; 0 is what memory has room for")
+	fl.StringVar(&f.reserve, "memory-reserve", "1GiB", "bytes of memory that stay free for others")
 	fl.IntVar(&f.layers, "layers", 0, "layers of a model that are fetched at once (0: a good default)")
 	fl.StringArrayVar(&f.models, "model", nil, "NAME=REFERENCE of a model that the node holds whatever the tracker says; may be given again")
 	fl.StringArrayVar(&f.adopt, "adopt", nil, "folder with models, or an OCI image layout, whose files are taken over (hashed and linked) instead of fetched; may be given again")
@@ -82,6 +88,13 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 	}
 	models, err := parseModels(f.models)
 	if err != nil {
+		return err
+	}
+	var cache pagecache.KeeperConfig
+	if cache.Budget, err = bytesFlag("memory", f.memory); err != nil {
+		return err
+	}
+	if cache.Reserve, err = bytesFlag("memory-reserve", f.reserve); err != nil {
 		return err
 	}
 	cfg := store.Config{Dir: f.dir, Logger: f.log}
@@ -120,7 +133,7 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 	}
 	settings := peer.Config{
 		Name: f.name, Zone: f.zone, Rack: f.rack, Store: disk, Swarm: bt, Tracker: track, Origins: origins,
-		Models: models, Adopt: f.adopt, Dir: filepath.Join(f.dir, "node"),
+		Models: models, Adopt: f.adopt, Dir: filepath.Join(f.dir, "node"), Cache: cache, AllInMemory: f.warm,
 		Layers: f.layers, Scrub: f.scrub, Registerer: f.metrics, Logger: f.log,
 	}
 	if peers != nil {

@@ -139,7 +139,16 @@ type DesiredModel struct {
 	Nodes []string `json:"nodes,omitempty"`
 	// Priority orders the models of a node: higher ones first.
 	Priority int `json:"priority,omitempty"`
+	// Tier is where the nodes hold it: TierDisk, or TierMemory, where they also keep it in the page
+	// cache. "" means TierDisk.
+	Tier string `json:"tier,omitempty"`
 }
+
+// Tiers of a DesiredModel.
+const (
+	TierDisk   = "Disk"
+	TierMemory = "Memory"
+)
 
 // Desired is the whole desired set; a controller replaces it as one.
 type Desired struct {
@@ -170,7 +179,10 @@ type ModelProgress struct {
 	PeerBytes   int64   `json:"peerBytes"`
 	WastedBytes int64   `json:"wastedBytes"` // received twice or wrong
 	Seconds     float64 `json:"seconds"`
-	Error       string  `json:"error,omitempty"`
+	// ResidentBytes is how many bytes of its files are in the node's page cache, as last measured; -1
+	// where they were not.
+	ResidentBytes int64  `json:"residentBytes"`
+	Error         string `json:"error,omitempty"`
 }
 
 // Progress is one node's report; the tracker forgets it after two minutes without another.
