@@ -41,6 +41,9 @@ type Config struct {
 	// every model, whatever its tier.
 	Cache       pagecache.KeeperConfig
 	AllInMemory bool
+	// Wait, if any, is called before n bytes are read from an origin, and may hold the read up. The
+	// Swarm has the same for its own.
+	Wait func(ctx context.Context, n int) error
 	// Layers is how many layers of a model are fetched side by side. 0 means 3: one is in its
 	// tail, one in its middle, one begins.
 	Layers int
@@ -80,6 +83,9 @@ func New(cfg Config) (*Peer, error) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Wait == nil {
+		cfg.Wait = func(context.Context, int) error { return nil }
 	}
 	p := &Peer{cfg: cfg, log: cfg.Logger, memory: memory{cfg.Dir}, changed: make(chan struct{}, 1), tasks: map[string]*task{}}
 	p.seeds = newSeeds(cfg)
@@ -236,6 +242,36 @@ func (p *Peer) follow(ctx context.Context, group *errgroup.Group, models []clien
 		}
 	}
 	p.notify()
+}
+
+// priorityCheck is how often a model that gives way looks again.
+const priorityCheck = 200 * time.Millisecond
+
+// giveWay waits while a model of a higher priority is on its way: one that a pod waits for comes
+// before a preload. A model that does not get on holds up nobody.
+func (p *Peer) giveWay(ctx context.Context, t *task) error {
+	var told bool
+	for p.outranked(t) {
+		if !told {
+			t.log.Info("the model gives way to one of a higher priority")
+			told = true
+		}
+		if !pause(ctx, priorityCheck) {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (p *Peer) outranked(t *task) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, other := range p.tasks {
+		if other.model.Priority > t.model.Priority && other.coming() {
+			return true
+		}
+	}
+	return false
 }
 
 // notify makes the next report go out at once.

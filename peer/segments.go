@@ -224,7 +224,11 @@ func (sd *seed) fetchPiece(ctx context.Context, repo *registry.Repository, at, n
 	}
 	defer body.Close()
 	for done := int64(0); done < n; {
-		k, err := io.ReadFull(body, buf[:min(int64(len(buf)), n-done)])
+		part := buf[:min(int64(len(buf)), n-done)]
+		if err := sd.all.cfg.Wait(ctx, len(part)); err != nil {
+			return err
+		}
+		k, err := io.ReadFull(body, part)
 		if err != nil {
 			return fmt.Errorf("after %d of %d bytes: %w", done+int64(k), n, err)
 		}

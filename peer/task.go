@@ -152,6 +152,9 @@ func (t *task) fetch(ctx context.Context, repos []*registry.Repository, image *c
 			break
 		}
 		group.Go(func() error {
+			if err := t.peer.giveWay(ctx, t); err != nil {
+				return err
+			}
 			sd, err := t.begin(ctx, repos, spec)
 			if err != nil {
 				return err
@@ -273,6 +276,17 @@ func (t *task) published() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.tree
+}
+
+// coming reports whether the model is being fetched and gets on.
+func (t *task) coming() bool {
+	t.mu.Lock()
+	on := t.err == nil && (t.state == StateResolving || t.state == StateFetching)
+	t.mu.Unlock()
+	for _, p := range t.held() {
+		on = on && p.seed.trouble() == nil
+	}
+	return on
 }
 
 // retune takes over what may change while the model stays: its tier and priority. Peer.mu is held.

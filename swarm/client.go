@@ -24,6 +24,11 @@ type Config struct {
 	Listener net.Listener
 	// ServerTLS and ClientTLS are this node's mTLS sides. Both nil means plain text.
 	ServerTLS, ClientTLS *tls.Config
+	// Download and Upload limit the blocks that come from peers and go to them, in bytes; nil means no
+	// limit. Their burst is at least a block, 1 MiB. Wait holds up reads from origins, of n bytes each;
+	// nil means not at all.
+	Download, Upload *rate.Limiter
+	Wait             func(ctx context.Context, n int) error
 	// Logger gets the library's warnings; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -33,6 +38,7 @@ type Client struct {
 	log      *slog.Logger
 	listener net.Listener
 	bt       *torrent.Client
+	wait     func(ctx context.Context, n int) error
 
 	mu       sync.Mutex
 	sessions map[metainfo.Hash]*Session
@@ -46,10 +52,18 @@ func New(cfg Config) (*Client, error) {
 	if (cfg.ServerTLS == nil) != (cfg.ClientTLS == nil) {
 		return nil, errors.New("swarm: TLS on one side only")
 	}
+	for _, l := range []*rate.Limiter{cfg.Download, cfg.Upload} {
+		if l != nil && l.Burst() < maxBlock {
+			return nil, fmt.Errorf("swarm: a limiter with a burst of %d bytes lets no block of %d through", l.Burst(), maxBlock)
+		}
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	c := &Client{log: cfg.Logger, listener: cfg.Listener, sessions: map[metainfo.Hash]*Session{}}
+	if cfg.Wait == nil {
+		cfg.Wait = func(context.Context, int) error { return nil }
+	}
+	c := &Client{log: cfg.Logger, listener: cfg.Listener, wait: cfg.Wait, sessions: map[metainfo.Hash]*Session{}}
 	bt, err := torrent.NewClient(c.settings(cfg))
 	if err != nil {
 		return nil, fmt.Errorf("swarm: %w", err)
@@ -86,6 +100,12 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	s.DialRateLimiter = rate.NewLimiter(100, 100)
 	// TLS is below us, or plain text was asked for: a second cipher only costs.
 	s.HeaderObfuscationPolicy = torrent.HeaderObfuscationPolicy{RequirePreferred: true}
+	if cfg.Download != nil {
+		s.DownloadRateLimiter = cfg.Download
+	}
+	if cfg.Upload != nil {
+		s.UploadRateLimiter = cfg.Upload
+	}
 	s.Slogger = slog.New(warnOnly{cfg.Logger.Handler()})
 	s.Callbacks.ReadMessage = c.read
 	s.Callbacks.PeerConnClosed = c.closed
@@ -132,6 +152,12 @@ func (c *Client) sessionOf(conn *torrent.PeerConn) *Session {
 
 // Addr is the address that peers dial.
 func (c *Client) Addr() string { return c.listener.Addr().String() }
+
+// Moved returns how many bytes of blocks came from peers and went to them so far.
+func (c *Client) Moved() (received, sent int64) {
+	stats := c.bt.ConnStats()
+	return stats.BytesReadData.Int64(), stats.BytesWrittenData.Int64()
+}
 
 // Close ends all connections. The Sessions must have ended before.
 func (c *Client) Close() error {

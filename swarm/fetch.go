@@ -140,7 +140,11 @@ func (s *Session) fetchFrom(ctx context.Context, origin Origin, i int, buf []byt
 	}
 	defer body.Close()
 	for at := int64(0); at < length; {
-		n, err := io.ReadFull(body, buf[:min(int64(len(buf)), length-at)])
+		part := buf[:min(int64(len(buf)), length-at)]
+		if err := s.client.wait(ctx, len(part)); err != nil {
+			return err
+		}
+		n, err := io.ReadFull(body, part)
 		s.originBytes.Add(int64(n))
 		if err != nil {
 			return fmt.Errorf("after %d of %d bytes: %w", at+int64(n), length, err)

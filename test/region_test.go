@@ -32,6 +32,7 @@ type region struct {
 	mirror   *daemon
 	nodes    []*daemon
 	control  *client.Client
+	yield    bool // whether nodes to be added yield
 }
 
 // daemon is one process, which can be killed and started again at its address.
@@ -104,6 +105,9 @@ func (r *region) addNode(flags ...string) *daemon {
 	i := len(r.nodes) + 1
 	name := fmt.Sprintf("n%d", i)
 	args := append([]string{"--name", name, "--dir", filepath.Join(r.dir, name), "--mirror", "https://" + r.mirror.addr}, flags...)
+	if !r.yield {
+		args = append(args, "--no-yield") // to the test itself, with the mirror and the registry
+	}
 	if r.tracker != nil {
 		args = append(args, "--tracker", "https://"+r.tracker.addr)
 	}

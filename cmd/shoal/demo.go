@@ -201,7 +201,8 @@ func (d *demo) startRegion(ctx context.Context) error {
 		d.names = append(d.names, name)
 		_, err := d.start(ctx, name, "swarm", "node/"+name, "peer", "--name", name,
 			"--listen", fmt.Sprintf("127.0.0.%d:0", i+2), "--dir", d.nodeDir(name),
-			"--tracker", scheme+trackerAddr, "--mirror", scheme+mirrorAddr, "--upstream", d.host+"=http://"+d.host)
+			"--tracker", scheme+trackerAddr, "--mirror", scheme+mirrorAddr, "--upstream", d.host+"=http://"+d.host,
+			"--no-yield") // the mirror and the registry, on the same machine, would be taken for pods
 		if err != nil {
 			return err
 		}

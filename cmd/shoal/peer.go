@@ -34,6 +34,7 @@ type peerFlags struct {
 	warm             bool
 	memory, reserve  string
 	gossip           gossipFlags
+	yield            yieldFlags
 }
 
 func peerCommand() *cobra.Command {
@@ -68,6 +69,7 @@ has come from the mirror, and from --upstream when the mirror does not deliver.`
 	fl.StringArrayVar(&f.models, "model", nil, "NAME=REFERENCE of a model that the node holds whatever the tracker says; may be given again")
 	fl.StringArrayVar(&f.adopt, "adopt", nil, "folder with models, or an OCI image layout, whose files are taken over (hashed and linked) instead of fetched; may be given again")
 	f.gossip.register(fl)
+	f.yield.register(fl)
 	fl.DurationVar(&f.scrub, "scrub", 7*24*time.Hour, "how often everything on disk is hashed again; 0 is never")
 	f.register(cmd, "127.0.0.1:7072")
 	return cmd
@@ -116,24 +118,31 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 		}
 		defer track.Close()
 	}
+	governor, err := f.governor()
+	if err != nil {
+		return err
+	}
 	l, err := f.bind(ctx, "swarm", f.listen)
 	if err != nil {
 		return err
 	}
 	bt, err := swarm.New(swarm.Config{
 		Listener: l, ServerTLS: f.server(certs.Node, certs.Mirror), ClientTLS: f.client(certs.Node, certs.Mirror), Logger: f.log,
+		Download: governor.Download(), Upload: governor.Upload(), Wait: governor.WaitDownload,
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, bt.Close()) }()
+	f.yield.moved.Store(bt)
+	cache.Wait = governor.Background
 	peers, err := f.neighbours(ctx, bt.Addr())
 	if err != nil {
 		return err
 	}
 	settings := peer.Config{
 		Name: f.name, Zone: f.zone, Rack: f.rack, Store: disk, Swarm: bt, Tracker: track, Origins: origins,
-		Models: models, Adopt: f.adopt, Dir: filepath.Join(f.dir, "node"), Cache: cache, AllInMemory: f.warm,
+		Models: models, Adopt: f.adopt, Dir: filepath.Join(f.dir, "node"), Cache: cache, AllInMemory: f.warm, Wait: governor.WaitDownload,
 		Layers: f.layers, Scrub: f.scrub, Registerer: f.metrics, Logger: f.log,
 	}
 	if peers != nil {
@@ -148,6 +157,7 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 		peers.agent.Store(agent)
 		group.Go(func() error { return peers.run(ctx) })
 	}
+	group.Go(func() error { return governor.Run(ctx) })
 	f.status = func() any { return agent.Status() }
 	group.Go(func() error { return f.serveAdmin(ctx, nil) })
 	group.Go(func() error { return agent.Run(ctx) })

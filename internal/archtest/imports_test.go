@@ -45,6 +45,7 @@ var rules = []rule{
 	{"peer/store", []string{"model", "internal/..."}, "the rooms of a node see model and not each other: peer joins them"},
 	{"peer/store/...", []string{"peer/store", "model", "internal/..."}, "the rooms of a node see model and not each other: peer joins them"},
 	{"peer/gossip", []string{"model", "internal/..."}, "the rooms of a node see model and not each other: peer joins them"},
+	{"peer/yield", []string{"model", "internal/..."}, "the rooms of a node see model and not each other: peer joins them"},
 	{"peer/pagecache", []string{"model", "internal/..."}, "the rooms of a node see model and not each other: peer joins them"},
 	{"peer/endpoint", []string{"model", "internal/..."}, "endpoint and csi declare interfaces for what they need of a node"},
 	{"peer/csi", []string{"model", "internal/..."}, "endpoint and csi declare interfaces for what they need of a node"},
