@@ -90,7 +90,7 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	s.NoDefaultPortForwarding = true
 	// Else a peer gets no more than 100 KiB beyond what it gave.
 	s.Seed = true
-	// A node that neither holds nor wants a piece would refuse connections and wait for ever.
+	// Else the listeners stop while no torrent needs anybody. See also Session.wantOne.
 	s.AlwaysWantConns = true
 	// Without the grace, slow blocks are requested twice; the watchdog covers the stuck ones.
 	s.StealRequestGrace = 5 * time.Second
@@ -115,7 +115,7 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 // read sees the peers' messages with the library's lock held, so it only notes them.
 func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
 	switch m.Type {
-	case pp.Have, pp.Bitfield, pp.HaveAll:
+	case pp.Have, pp.Bitfield, pp.HaveAll, pp.Piece:
 	default:
 		return
 	}
@@ -130,6 +130,8 @@ func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
 		s.offers.addAll(from, m.Bitfield)
 	case pp.HaveAll:
 		s.offers.addEvery(from)
+	case pp.Piece:
+		s.trust.delivered(from, hostOf(from.RemoteAddr.String()), time.Now())
 	}
 }
 
@@ -137,6 +139,7 @@ func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
 func (c *Client) closed(conn *torrent.PeerConn) {
 	if s := c.sessionOf(conn); s != nil {
 		s.offers.gone(conn, time.Now())
+		s.trust.gone(conn)
 	}
 }
 

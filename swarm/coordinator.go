@@ -147,6 +147,7 @@ func (c *coordinator) report(want int, now time.Time) Report {
 	}
 	r.Have = c.s.pieces.store.Bitmap()
 	r.Stuck = c.s.offers.stuck(time.Unix(0, c.s.lastPiece.Load()), now)
+	r.Doubts = c.s.trust.doubts(c.peers, c.s.client.bt.BadPeerIPs(), now)
 	return r
 }
 

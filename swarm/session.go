@@ -28,10 +28,11 @@ type Leaser interface {
 type Report struct {
 	Have     []byte // held pieces in BEP 3's bit order; nil when Complete
 	Complete bool
-	Open     []int // leases that it works on
-	Stuck    []int // pieces that peers offer and do not deliver
-	Want     int   // leases that it can begin now
-	Left     bool  // it leaves the swarm
+	Open     []int    // leases that it works on
+	Stuck    []int    // pieces that peers offer and do not deliver
+	Doubts   []string // names of peers that give it nothing
+	Want     int      // leases that it can begin now
+	Left     bool     // it leaves the swarm
 }
 
 // Reply answers a Report.
@@ -83,6 +84,7 @@ type Session struct {
 	hash    metainfo.Hash
 	pieces  *pieces
 	offers  *offers
+	trust   *trust
 	bt      *torrent.Torrent
 	origins originChoice
 	failed  chan error // the first fatal error
@@ -109,7 +111,7 @@ func (c *Client) Join(t Torrent, storage Storage, cfg JoinConfig) (*Session, err
 	}
 	s := &Session{
 		client: c, log: c.log.With("digest", t.Digest), torrent: t, cfg: cfg,
-		hash: metainfo.HashBytes(info), offers: newOffers(len(t.Pieces)),
+		hash: metainfo.HashBytes(info), offers: newOffers(len(t.Pieces)), trust: newTrust(),
 		failed: make(chan error, 1), leased: map[int]bool{},
 	}
 	s.pieces = newPieces(t, storage, s.onPiece, s.fail)
@@ -139,7 +141,19 @@ func (c *Client) Join(t Torrent, storage Storage, cfg JoinConfig) (*Session, err
 		s.leave()
 		return nil, fmt.Errorf("blob %s: the torrent library refused its info", t.Digest)
 	}
+	s.wantOne()
 	return s, nil
+}
+
+// wantOne wants the last missing piece, the one that is leased last, whoever has it: while a node
+// neither holds nor wants anything the library dials nobody and accepts nobody.
+func (s *Session) wantOne() {
+	for i := len(s.torrent.Pieces) - 1; i >= 0; i-- {
+		if !s.pieces.store.Have(i) {
+			s.bt.DownloadPieces(i, i+1)
+			return
+		}
+	}
 }
 
 func (s *Session) leave() {

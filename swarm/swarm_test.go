@@ -158,6 +158,7 @@ func (l *leaser) Announce(_ context.Context, r Report) (Reply, error) {
 		}
 	}
 	l.table.Report(l.name, have, r.Open, r.Stuck, now)
+	l.table.Doubt(l.name, r.Doubts)
 	reply := Reply{Interval: 100 * time.Millisecond}
 	if r.Want > 0 && !l.noLeases {
 		reply.Leases, reply.Retry = l.table.Grant(l.name, r.Want, now)
@@ -450,6 +451,29 @@ func TestPeerThatLies(t *testing.T) {
 	honest := []*node{s.start(none), s.start(none)}
 	s.wait(honest...)
 	s.close()
+}
+
+func TestDoubts(t *testing.T) {
+	now := time.Now()
+	later := func(d time.Duration) time.Time { return now.Add(d) }
+	tr := newTrust()
+	peers := map[string]string{"a": "10.0.0.1:1", "b": "10.0.0.2:1", "c": "[::1]:1"}
+	check := func(at time.Time, banned []string, want ...string) {
+		t.Helper()
+		if got := tr.doubts(peers, banned, at); !slices.Equal(got, want) {
+			t.Errorf("at %v: doubts %v, want %v", at.Sub(now), got, want)
+		}
+	}
+	check(now, nil)
+	check(now, []string{"10.0.0.2", "10.0.0.9"}, "b")
+	tr.delivered("conn", "10.0.0.1", later(time.Second))
+	check(later(2500*time.Millisecond), nil, "b", "c")
+	tr.gone("conn")
+	tr.gone("other")
+	check(later(2900*time.Millisecond), nil, "b", "c")
+	check(later(3100*time.Millisecond), nil, "a", "b", "c")
+	tr.delivered("again", "::1", later(3200*time.Millisecond))
+	check(later(3300*time.Millisecond), nil, "a", "b")
 }
 
 func TestStorageThatFails(t *testing.T) {

@@ -21,10 +21,16 @@ import (
 // makeModel writes three shards of 20 MiB and some small files.
 func makeModel(t *testing.T) (dir string, files map[string][]byte) {
 	t.Helper()
+	return makeModelOf(t, 0)
+}
+
+// makeModelOf makes another model for each seed.
+func makeModelOf(t *testing.T, seed byte) (dir string, files map[string][]byte) {
+	t.Helper()
 	files = map[string][]byte{"config.json": []byte("{}"), "empty": nil, "子/读 我.md": []byte("hello")}
 	for i, name := range []string{"a.safetensors", "b.safetensors", "c.safetensors"} {
 		b := make([]byte, 20<<20+i<<20)
-		if _, err := rand.NewChaCha8([32]byte{byte(i)}).Read(b); err != nil {
+		if _, err := rand.NewChaCha8([32]byte{byte(i), seed}).Read(b); err != nil {
 			t.Fatal(err)
 		}
 		files[name] = b

@@ -18,14 +18,15 @@ const (
 
 // announced is an announce that was checked.
 type announced struct {
-	id    swarmID
-	peer  client.Peer
-	have  lease.Bitmap
-	open  []int
-	stuck []int
-	want  int
-	left  bool
-	fresh bool // the node has no reply of ours yet
+	id     swarmID
+	peer   client.Peer
+	have   lease.Bitmap
+	open   []int
+	stuck  []int
+	doubts []string
+	want   int
+	left   bool
+	fresh  bool // the node has no reply of ours yet
 }
 
 // announce answers POST /v1/swarms/{key}/announce.
@@ -117,6 +118,7 @@ func checkAnnounce(key client.Key, wire client.Announce) (announced, error) {
 	a.peer.Complete = wire.Complete || a.have.Count() == pieces
 	a.open = wire.Open[:min(len(wire.Open), client.MaxOpen)]
 	a.stuck = wire.Stuck[:min(len(wire.Stuck), client.MaxStuck)]
+	a.doubts = wire.Doubts[:min(len(wire.Doubts), lease.MaxDoubts)]
 	a.want = min(max(wire.Want, 0), client.MaxWant)
 	return a, nil
 }

@@ -185,6 +185,7 @@ func (sw *swarm) take(a announced) (reply client.AnnounceReply, ok bool, err err
 	}
 	sw.left = now
 	sw.table.Report(name, a.have, a.open, a.stuck, now)
+	sw.table.Doubt(name, a.doubts)
 	if a.want > 0 {
 		var retry time.Duration
 		reply.Leases, retry = sw.table.Grant(name, a.want, now)

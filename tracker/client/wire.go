@@ -86,6 +86,9 @@ type Announce struct {
 	Open []int `json:"open,omitempty"`
 	// Stuck are pieces that peers announce and the node cannot get from them.
 	Stuck []int `json:"stuck,omitempty"`
+	// Doubts are nodes that give this one nothing, whatever they announce: it was lied to by them, or
+	// cannot reach them, or waits in vain.
+	Doubts []string `json:"doubts,omitempty"`
 	// Want is how many leases the node can begin now; 0 is a mere heartbeat.
 	Want int `json:"want,omitempty"`
 	// Left says that the node leaves the swarm: its leases are free at once.

@@ -1,6 +1,10 @@
 package lease
 
-import "time"
+import (
+	"math/bits"
+	"slices"
+	"time"
+)
 
 // Grant leases up to count pieces to a node that has reported, and says after which time to ask
 // again when it got fewer. In this order a node gets
@@ -9,6 +13,7 @@ import "time"
 //     other way to them;
 //   - the lowest pieces that no live node holds and nobody leases, unless the node has to wait
 //     for its fetched pieces to spread or is ahead of its fair share;
+//   - pieces that only nodes hold which give it nothing (Doubt), one node a piece at a time;
 //   - when none is left, the oldest open lease of a slow node, a second time, within a duplicate
 //     budget of 1 % of the pieces (at least one); beyond the budget only after thirty seconds and more,
 //     so that a node which hangs holds nobody up for ever.
@@ -53,8 +58,55 @@ func (t *Table) pick(n *node, now time.Time) (p int, k kind, wait time.Duration)
 		}
 		return p, first, t.ahead(n, now)
 	}
+	if p := t.doubtful(n); p >= 0 {
+		return p, rescue, 0
+	}
 	p, wait = t.slowest(n, now)
 	return p, second, wait
+}
+
+// doubtful returns the lowest piece that n lacks, nobody leases, and only nodes hold that n doubts, or
+// -1. A piece that one of them has just fetched is left to it: n may not have met it yet.
+func (t *Table) doubtful(n *node) int {
+	var doubted []*node
+	for _, name := range n.doubts {
+		if d := t.nodes[name]; d != nil && d != n {
+			doubted = append(doubted, d)
+		}
+	}
+	if len(doubted) == 0 {
+		return -1
+	}
+	for w := range n.have {
+		var held uint64
+		for _, d := range doubted {
+			held |= d.have[w]
+		}
+		for held &^= n.have[w]; held != 0; {
+			bit := bits.LeadingZeros64(held)
+			held &^= 1 << (63 - bit)
+			p := w*64 + bit
+			if t.leases[p] == 0 && t.onlyAmong(p, doubted) && !t.justFetched(p) {
+				return p
+			}
+		}
+	}
+	return -1
+}
+
+func (t *Table) onlyAmong(p int, nodes []*node) bool {
+	var among int32
+	for _, d := range nodes {
+		if d.have.has(p) {
+			among++
+		}
+	}
+	return among == t.holders[p]
+}
+
+// justFetched reports whether a lease of p ended with the piece within our patience.
+func (t *Table) justFetched(p int) bool {
+	return slices.ContainsFunc(t.unripe, func(c completion) bool { return c.piece == p })
 }
 
 func (t *Table) count(n *node, p int, k kind, now time.Time) {

@@ -486,6 +486,30 @@ func TestLyingAnnouncer(t *testing.T) {
 	a.wants(1, 2)
 }
 
+func TestDoubtedHolders(t *testing.T) {
+	s := newScene(t, 5)
+	liar, a, b := s.node("liar", 0, 1, 2, 3), s.node("a", 1), s.node("b")
+	a.wants(1, 4)
+	s.table.Doubt("b", []string{"liar", "nobody", "b"})
+	b.wants(2, 0, 2) // 1 is at a, 4 on its way to a
+	a.wants(2)       // a has no doubts
+	s.table.Doubt("a", []string{"liar"})
+	a.wants(2, 3)
+	a.has(3, 4)
+	b.has(0, 2)
+	// b doubts a as well, who has just fetched 3 and 4: those are on their way to b.
+	s.table.Doubt("b", []string{"liar", "a"})
+	b.wants(3, 1)
+	s.pass(6*time.Second, liar, a, b)
+	b.wants(3, 3, 4)
+	b.has(1, 3, 4)
+	s.table.Doubt("b", nil)
+	b.wants(1)
+	if st := s.table.Stats(); st.Granted != 1 || st.Rescues != 6 {
+		t.Fatalf("stats %+v", st)
+	}
+}
+
 func TestReportsMayCross(t *testing.T) {
 	s := newScene(t, 4)
 	a, b := s.node("a"), s.node("b")
