@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -148,7 +149,7 @@ func (c *Client) Join(t Torrent, storage Storage, cfg JoinConfig) (*Session, err
 // wantOne wants the last missing piece, the one that is leased last, whoever has it: while a node
 // neither holds nor wants anything the library dials nobody and accepts nobody.
 func (s *Session) wantOne() {
-	for i := len(s.torrent.Pieces) - 1; i >= 0; i-- {
+	for i := range slices.Backward(s.torrent.Pieces) {
 		if !s.pieces.store.Have(i) {
 			s.bt.DownloadPieces(i, i+1)
 			return
@@ -238,7 +239,7 @@ func (s *Session) onPiece(i int) {
 
 func (s *Session) fail(err error) {
 	select {
-	case s.failed <- fmt.Errorf("blob %s: %w", s.torrent.Digest, err):
+	case s.failed <- err:
 	default: // an earlier error is on its way
 	}
 }

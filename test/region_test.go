@@ -45,6 +45,7 @@ type daemon struct {
 	addr  string
 	admin string
 	also  map[string]string // other addresses, by what listens there
+	disk  string            // mounts a disk of its own at dir; "" for none
 
 	cmd  *exec.Cmd
 	logs *logBuffer
@@ -102,6 +103,12 @@ func (r *region) issue(role string) string {
 // addNode starts another node, on an address of its own.
 func (r *region) addNode(flags ...string) *daemon {
 	r.t.Helper()
+	return r.addDisk("", flags...)
+}
+
+// addDisk is addNode with a disk of its own for the node's folder.
+func (r *region) addDisk(disk string, flags ...string) *daemon {
+	r.t.Helper()
 	i := len(r.nodes) + 1
 	name := fmt.Sprintf("n%d", i)
 	args := append([]string{"--name", name, "--dir", filepath.Join(r.dir, name), "--mirror", "https://" + r.mirror.addr}, flags...)
@@ -113,7 +120,7 @@ func (r *region) addNode(flags ...string) *daemon {
 	}
 	d := r.prepare(name, "swarm", "peer", "node/"+name, args...)
 	d.addr = fmt.Sprintf("127.0.0.%d:0", i+1)
-	d.dir = filepath.Join(r.dir, name)
+	d.dir, d.disk = filepath.Join(r.dir, name), disk
 	d.start()
 	r.nodes = append(r.nodes, d)
 	return d
@@ -138,6 +145,9 @@ func (d *daemon) start(flags ...string) {
 	t := d.r.t
 	t.Helper()
 	cmd := shoal(t, append(append(d.args, "--listen", d.addr), flags...)...)
+	if d.disk != "" {
+		d.onOwnDisk(cmd)
+	}
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -314,7 +324,7 @@ func (r *region) report(node *daemon, tag string) client.ModelProgress {
 }
 
 func (d *daemon) tree(image *model.Image) string {
-	return filepath.Join(d.dir, "models", image.Manifest.Digest.Encoded())
+	return filepath.Join(d.data(), "models", image.Manifest.Digest.Encoded())
 }
 
 // ready waits until the nodes have published image, and compares every file.

@@ -3,12 +3,16 @@ package certs
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func issue(t *testing.T, ca string, id string) *Bundle {
@@ -38,6 +42,34 @@ func newCA(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// A node whose clock is an hour behind that of the authority must take its certificates all the same.
+func TestClockAnHourOff(t *testing.T) {
+	ca := newCA(t)
+	b := issue(t, ca, "node/a")
+	for _, c := range []*x509.Certificate{b.cert.Leaf, readCertificate(t, filepath.Join(ca, "ca.crt"))} {
+		if early := time.Since(c.NotBefore); early < time.Hour {
+			t.Errorf("%s counts only from %v before it was made", c.Subject, early)
+		}
+	}
+}
+
+func readCertificate(t *testing.T, file string) *x509.Certificate {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(raw)
+	if block == nil {
+		t.Fatalf("%s holds no PEM", file)
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 func TestMutualTLS(t *testing.T) {
