@@ -40,6 +40,18 @@ race:
 	@if command -v $${CC:-cc} >/dev/null; then CGO_ENABLED=1 go test -race -short $(RACE); \
 	else echo "no C compiler: the race detector is skipped (apt-get install gcc)"; fi
 
+# How fast many nodes get a model over shaped links: real processes in network namespaces. Needs root
+# and iproute2; the last line is a JSON object.
+# make bench-fanout NODES=8 SIZE=128MiB RATE=200mbit ARGS="--scenario all --runs 3"
+NODES ?= 8
+SIZE ?= 128MiB
+RATE ?= 200mbit
+.PHONY: bench-fanout bin/fanout
+bin/fanout:
+	go build -o $@ ./bench/fanout
+bench-fanout: bin/shoal bin/fanout
+	@bin/fanout --nodes $(NODES) --size $(SIZE) --rate $(RATE) $(ARGS)
+
 # Every fuzz target for FUZZTIME each.
 fuzz:
 	@set -e; for p in $$(go list ./...); do \

@@ -33,7 +33,8 @@ type Config struct {
 	Parallel int
 	// MaxParallel bounds the ranges of all blobs of an upstream together; 0 means 4 times Parallel.
 	MaxParallel int
-	// RangeSize is the longest range in bytes. 0 means 8 MiB: 4 of them are what a fill reads ahead.
+	// RangeSize is the longest range in bytes; a blob's ranges are at most a 256th of it as well. 0
+	// means 8 MiB.
 	RangeSize int64
 	// TagTTL is for how long a tag is believed without asking upstream; 0 means 30 s.
 	TagTTL time.Duration

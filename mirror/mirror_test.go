@@ -289,7 +289,7 @@ func TestJump(t *testing.T) {
 	gate := make(chan struct{})
 	r.setFault(func(req *http.Request) registryserver.Fault {
 		if strings.HasPrefix(req.Header.Get("Range"), "bytes=0-") {
-			return registryserver.Fault{Wait: gate, At: mib}
+			return registryserver.Fault{Wait: gate, At: mib / 4}
 		}
 		return registryserver.Fault{}
 	})
@@ -312,7 +312,7 @@ func TestJump(t *testing.T) {
 	close(gate)
 	group.Wait()
 	asked := r.asked()
-	if len(asked) < 3 || !strings.HasSuffix(asked[2], "bytes=20971520-25165823") {
+	if len(asked) < 3 || !strings.HasSuffix(asked[2], "bytes=20971520-21495807") {
 		t.Errorf("the asked range was not the next: %v", asked)
 	}
 	if sent := r.upstream.Sent(d); sent != int64(len(blob)) {
@@ -325,11 +325,11 @@ func TestHangUp(t *testing.T) {
 	r := newRig(t)
 	d, blob := r.push(12 * mib)
 	gate := make(chan struct{})
-	r.setFault(func(*http.Request) registryserver.Fault { return registryserver.Fault{Wait: gate, At: mib} })
+	r.setFault(func(*http.Request) registryserver.Fault { return registryserver.Fault{Wait: gate, At: mib / 4} })
 	ctx, hangUp := context.WithCancel(t.Context())
 	gone := make(chan answer, 1)
 	go func() { gone <- r.do(ctx, http.MethodGet, blobPath(d)) }()
-	until(t, "the reader waits in the middle", func() bool { f := r.fill(d); return f != nil && f.waiting() == 1 && f.at0() == mib })
+	until(t, "the reader waits in the middle", func() bool { f := r.fill(d); return f != nil && f.waiting() == 1 && f.at0() == mib/4 })
 	f := r.fill(d)
 	hangUp()
 	if got := <-gone; !errors.Is(got.err, context.Canceled) {
@@ -550,7 +550,7 @@ func TestStop(t *testing.T) {
 	d, _ := r.push(9 * mib)
 	gate := make(chan struct{})
 	t.Cleanup(func() { close(gate) })
-	r.setFault(func(*http.Request) registryserver.Fault { return registryserver.Fault{Wait: gate, At: mib} })
+	r.setFault(func(*http.Request) registryserver.Fault { return registryserver.Fault{Wait: gate, At: mib / 4} })
 	reg := prometheus.NewRegistry()
 	m, err := New(Config{Dir: t.TempDir(), Upstreams: []Upstream{r.upstreamConfig()}, Retry: testRetry(), Registerer: reg})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"strings"
 	"time"
@@ -36,6 +37,7 @@ type daemon struct {
 	plaintext bool
 	config    string
 	verbose   bool
+	pprof     bool
 
 	log     *slog.Logger
 	metrics *prometheus.Registry
@@ -50,6 +52,7 @@ func (d *daemon) register(cmd *cobra.Command, listen string) {
 	f.StringVar(&d.certs, "certs", "", "folder with ca.crt, tls.crt and tls.key (shoal certs issue)")
 	f.BoolVar(&d.plaintext, "plaintext", false, "speak without TLS and serve everyone: for trials only")
 	f.StringVar(&d.config, "config", "", "YAML file with the values of flags, by their names")
+	f.BoolVar(&d.pprof, "pprof", false, "answer /debug/pprof (profiles of CPU and memory) on --admin too")
 	f.BoolVar(&d.verbose, "verbose", false, "log requests and library messages too")
 	cmd.MarkFlagsMutuallyExclusive("certs", "plaintext")
 	cmd.Long += `
@@ -152,6 +155,11 @@ func (d *daemon) serveAdmin(ctx context.Context, ready func() error) error {
 		return err
 	}
 	mux := http.NewServeMux()
+	if d.pprof {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
 	if d.status != nil {
 		mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {

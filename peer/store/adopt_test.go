@@ -132,7 +132,12 @@ func TestPublishTree(t *testing.T) {
 	if _, err := b.WriteAt(data, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(b.MarkPiece(0), b.MarkPiece(1), b.Finish(t.Context()), b.Close()); err != nil {
+	for i := range b.NumPieces() {
+		if err := b.MarkPiece(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(b.Finish(t.Context()), b.Close()); err != nil {
 		t.Fatal(err)
 	}
 	broken := tree

@@ -197,7 +197,7 @@ func TestChangedBeforeFinish(t *testing.T) {
 }
 
 func TestRaw(t *testing.T) {
-	content := make([]byte, 10<<20)
+	content := make([]byte, 1<<20+10)
 	storetest.Fill(content, 3)
 	sp := store.Spec{Digest: digest.FromBytes(content), Size: int64(len(content))}
 	cfg := store.Config{Dir: t.TempDir()}
@@ -219,7 +219,7 @@ func TestRaw(t *testing.T) {
 
 	s = reopen(t, s, cfg)
 	b = create(t, s, sp)
-	if b.Frontier() != 4<<20 {
+	if b.Frontier() != b.PieceLength() {
 		t.Errorf("frontier %d after a restart", b.Frontier())
 	}
 	fill(b, make([]byte, len(content)), 2)
@@ -248,7 +248,7 @@ func TestRaw(t *testing.T) {
 	if err := b.Finish(t.Context()); err != nil || !b.Verified() {
 		t.Errorf("finish of a touched blob: %v, verified %v", err, b.Verified())
 	}
-	flip(t, data, 5<<20)
+	flip(t, data, 600<<10)
 	if bad, err := b.Verify(t.Context()); err != nil || len(bad) != 3 || b.Held() != 0 {
 		t.Errorf("verify of a damaged blob: %v, %v", bad, err)
 	}

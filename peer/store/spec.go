@@ -118,14 +118,21 @@ func checkHashes(hashes model.HashLayer, root model.Hash, size int64) error {
 	return err
 }
 
-// rawPiece is the length, in bytes, of what a raw blob marks at once. There is no hash for it: it
-// only says how finely a fill that was cut off goes on.
-const rawPiece = 4 << 20
+// rawPiece is the length, in bytes, of what a raw blob of size bytes marks at once. There is no hash
+// for it: it only says how finely a fill goes on and begins, and hence is about a 256th of the blob. It
+// is never shorter than the pieces of the blob's segments.
+func rawPiece(size int64) int64 {
+	length := int64(model.HashLayerPiece)
+	for length < 4<<20 && size/length > 256 {
+		length *= 2
+	}
+	return length
+}
 
 // pieceLength returns the length of the blob's pieces in bytes.
 func (s Spec) pieceLength() int64 {
 	if s.Root.IsZero() {
-		return rawPiece
+		return rawPiece(s.Size)
 	}
 	return model.PieceLength(s.Size)
 }

@@ -148,6 +148,7 @@ func TestOneHolderAPiece(t *testing.T) {
 
 func TestUnreplicatedPiecesHoldANodeBack(t *testing.T) {
 	s := newScene(t, 100)
+	s.table.cfg.MaxUnreplicated = 3
 	a, b, c := s.node("a"), s.node("b"), s.node("c")
 	a.wants(4, 0, 1, 2) // as many as may be open or unspread
 	s.pass(400*time.Millisecond, a, b, c)
@@ -218,6 +219,7 @@ func TestAheadWaitsOneFetch(t *testing.T) {
 // nobody is ahead of it.
 func TestSlowUplinkDoesNotHoldOthersBack(t *testing.T) {
 	s := newScene(t, 100)
+	s.table.cfg.MaxUnreplicated = 3
 	slow, quick := s.node("slow"), s.node("quick")
 	slow.wants(3, 0, 1, 2)
 	s.pass(time.Second, slow, quick)

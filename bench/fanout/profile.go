@@ -1,0 +1,26 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// startProfiles profiles a few processes for the next seconds; wait returns when that is done.
+func (r *region) startProfiles(ctx context.Context) (wait func() error) {
+	var group errgroup.Group
+	if r.run.profiles != "" {
+		for _, p := range []*process{r.nodes[0].process, r.mirror, r.tracker} {
+			group.Go(func() error {
+				raw, err := p.get(ctx, "/debug/pprof/profile?seconds=5")
+				if err != nil {
+					return err
+				}
+				return os.WriteFile(filepath.Join(r.run.profiles, p.host.name+".pprof"), raw, 0o644)
+			})
+		}
+	}
+	return group.Wait
+}
