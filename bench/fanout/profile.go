@@ -12,7 +12,11 @@ import (
 func (r *region) startProfiles(ctx context.Context) (wait func() error) {
 	var group errgroup.Group
 	if r.run.profiles != "" {
-		for _, p := range []*process{r.nodes[0].process, r.mirror, r.tracker} {
+		profiled := []*process{r.mirror, r.tracker}
+		for _, n := range r.nodes {
+			profiled = append(profiled, n.process)
+		}
+		for _, p := range profiled {
 			group.Go(func() error {
 				raw, err := p.get(ctx, "/debug/pprof/profile?seconds=5")
 				if err != nil {
