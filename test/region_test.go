@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"github.com/shoal-project/shoal/internal/certs"
+	"github.com/shoal-project/shoal/internal/probe"
 	"github.com/shoal-project/shoal/internal/registryserver"
 	"github.com/shoal-project/shoal/model"
 	"github.com/shoal-project/shoal/tracker/client"
@@ -246,20 +246,11 @@ func (d *daemon) status() (p client.Progress) {
 // metric returns the value of a metric without labels, or the sum over its labels.
 func (d *daemon) metric(name string) int64 {
 	d.r.t.Helper()
-	var sum float64
-	for line := range strings.Lines(d.get("/metrics")) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || (rest[0] != ' ' && rest[0] != '{') {
-			continue
-		}
-		fields := strings.Fields(line)
-		v, err := strconv.ParseFloat(fields[len(fields)-1], 64)
-		if err != nil {
-			d.r.t.Fatal(err)
-		}
-		sum += v
+	v, err := probe.Metric(d.get("/metrics"), name)
+	if err != nil {
+		d.r.t.Fatal(err)
 	}
-	return int64(sum)
+	return int64(v)
 }
 
 // push packs dir as tag and returns the image.

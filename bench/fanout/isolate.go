@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +17,8 @@ import (
 // inside is set for the process that runs in the private namespaces.
 const inside = "SHOAL_BENCH_DIR"
 
-// dirPrefix begins the names of the folders that runs leave when they are killed; the next run, which
-// holds the lock, removes them.
+// dirPrefix begins the names of the folders that runs leave when they are killed; the next run removes
+// them: there is one at a time.
 const dirPrefix = "shoal-bench-"
 
 // isolate runs this program again, as the first process of namespaces of its own for processes, network
@@ -27,18 +28,12 @@ func isolate(ctx context.Context, parent string) (int, error) {
 	if os.Geteuid() != 0 {
 		return 0, errors.New("the bench makes network namespaces and shapes links, for which it has to be root: sudo make bench-fanout")
 	}
-	self, err := os.Executable()
+	// A name in the abstract namespace of unix(7): one bench on the machine, and nothing left when it ends.
+	lock, err := (&net.ListenConfig{}).Listen(ctx, "unix", "@shoal-bench")
 	if err != nil {
-		return 0, err
-	}
-	lock, err := os.Open(self)
-	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("another bench is running, and two would measure each other: %w", err)
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return 0, errors.New("another bench is running, and two would measure each other")
-	}
 	left, err := filepath.Glob(filepath.Join(parent, dirPrefix+"*"))
 	if err != nil {
 		return 0, err
@@ -53,38 +48,30 @@ func isolate(ctx context.Context, parent string) (int, error) {
 		return 0, err
 	}
 	defer func() { _ = removeAll(dir) }()
-	cmd := exec.Command(self, os.Args[1:]...) //nolint:noctx // ended by a signal below
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	runtime.LockOSThread() // Pdeathsig is about the thread that starts the child
+	cmd := exec.CommandContext(ctx, self, os.Args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = append(os.Environ(), inside+"="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
 		Pdeathsig:  syscall.SIGKILL,
-		Setpgid:    true,
+		Setpgid:    true, // an interrupt from the terminal reaches us only, and we end it by ctx
 	}
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-	if err := cmd.Start(); err != nil {
+	err = cmd.Run()
+	switch exit := (*exec.ExitError)(nil); {
+	case err == nil:
+		return 0, nil
+	case ctx.Err() != nil:
+		return 130, nil // as a shell calls the end by an interrupt
+	case !errors.As(err, &exit):
 		return 0, fmt.Errorf("private namespaces: %w", err)
+	default:
+		return max(1, exit.ExitCode()), nil
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
-	select {
-	case err = <-done:
-	case <-signals:
-		_ = cmd.Process.Kill()
-		err = <-done
-	case <-ctx.Done():
-		_ = cmd.Process.Kill()
-		err = <-done
-	}
-	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		return 0, err
-	}
-	if code := cmd.ProcessState.ExitCode(); code >= 0 {
-		return code, nil
-	}
-	return 130, nil // killed
 }
 
 // settle makes the mounts private: /proc shows this namespace, and ip finds its folder.

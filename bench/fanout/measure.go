@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/shoal-project/shoal/internal/probe"
 )
 
 // marks are counts from which those of the measured work are taken.
@@ -58,33 +60,40 @@ func (r *region) settle(ctx context.Context) error {
 	}
 }
 
-// mark notes the counts of now.
+// mark makes the counts of now those from which measure counts.
 func (r *region) mark(ctx context.Context) (err error) {
-	m := marks{
+	r.before, err = r.count(ctx)
+	return err
+}
+
+// count reads all counts.
+func (r *region) count(ctx context.Context) (m marks, err error) {
+	m = marks{
 		origin: map[string]int64{}, received: map[string]int64{}, lost: map[string]int64{}, rx: map[string]int64{},
 		cpu: map[string]float64{},
 	}
 	for _, n := range r.nodes {
 		if err := n.count(ctx, &m); err != nil {
-			return err
+			return m, err
 		}
 	}
-	if m.registry, err = r.registrySent(ctx); err != nil {
-		return err
+	sent, err := r.registry.get(ctx, "/sent")
+	if err != nil {
+		return m, err
+	}
+	if m.registry, err = strconv.ParseInt(strings.TrimSpace(string(sent)), 10, 64); err != nil {
+		return m, err
 	}
 	if m.mirror, err = r.mirror.metric(ctx, "shoal_mirror_sent_bytes_total"); err != nil {
-		return err
+		return m, err
 	}
 	if m.mirrorCPU, err = r.mirror.cpu(); err != nil {
-		return err
+		return m, err
 	}
 	if r.bed.thin != "" {
-		if m.thin, err = counter(r.bed.thin, "tx_bytes"); err != nil {
-			return err
-		}
+		m.thin, err = counter(r.bed.thin, "tx_bytes")
 	}
-	r.run.before = m
-	return nil
+	return m, err
 }
 
 func (n *node) count(ctx context.Context, m *marks) (err error) {
@@ -107,21 +116,13 @@ func (n *node) count(ctx context.Context, m *marks) (err error) {
 	return err
 }
 
-func (r *region) registrySent(ctx context.Context) (int64, error) {
-	raw, err := r.registry.get(ctx, "/sent")
-	if err != nil {
-		return 0, err
-	}
-	return strconv.ParseInt(strings.TrimSpace(string(raw)), 10, 64)
-}
-
 // maxLinkOverhead is by how much what the links carried may differ from the body bytes that the
 // programs counted before the bench distrusts itself.
 const maxLinkOverhead = 0.07
 
 // measure fills in what happened since the mark. The times are those of nodes; bytes are of all.
 func (r *region) measure(ctx context.Context, res *result, nodes []*node) error {
-	before, models := r.run.before, r.run.carried()
+	before, models := r.before, r.run.carried()
 	total := float64(r.run.bytes())
 	var times []float64
 	for _, n := range nodes {
@@ -132,7 +133,7 @@ func (r *region) measure(ctx context.Context, res *result, nodes []*node) error 
 		times = append(times, t)
 	}
 	slices.Sort(times)
-	rate, err := bytesPerSecond(r.run.rate)
+	rate, err := bytesPerSecond(r.run.flags.rate)
 	if err != nil {
 		return err
 	}
@@ -140,16 +141,13 @@ func (r *region) measure(ctx context.Context, res *result, nodes []*node) error 
 	res.FirstS, res.MedianS, res.LastS = times[0], times[len(times)/2], times[len(times)-1]
 	res.Ratio = res.LastS / res.BoundS
 
-	now := marks{
-		origin: map[string]int64{}, received: map[string]int64{}, lost: map[string]int64{}, rx: map[string]int64{},
-		cpu: map[string]float64{},
+	now, err := r.count(ctx)
+	if err != nil {
+		return err
 	}
 	var body, lost, links int64
 	var cpu float64
 	for _, n := range r.nodes {
-		if err := n.count(ctx, &now); err != nil {
-			return err
-		}
 		origin := now.origin[n.name] - before.origin[n.name]
 		res.Shares = append(res.Shares, origin)
 		body += origin + now.received[n.name] - before.received[n.name]
@@ -161,29 +159,16 @@ func (r *region) measure(ctx context.Context, res *result, nodes []*node) error 
 	res.DuplicateRatio = float64(lost) / float64(max(body, 1))
 	res.CPUNode = cpu / gib / float64(len(r.nodes))
 	res.LinkOverhead = float64(links)/float64(max(body, 1)) - 1
-	sent, err := r.registrySent(ctx)
+	res.OriginCopies = float64(now.registry-before.registry) / total
+	res.MirrorCopies = float64(now.mirror-before.mirror) / total
+	res.CPUMirror = (now.mirrorCPU - before.mirrorCPU) / gib
+	res.ThinCopies = float64(now.thin-before.thin) / total
+	mirrorMemory, err := probe.Anonymous(r.mirror.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
-	res.OriginCopies = float64(sent-before.registry) / total
-	if sent, err = r.mirror.metric(ctx, "shoal_mirror_sent_bytes_total"); err != nil {
-		return err
-	}
-	res.MirrorCopies = float64(sent-before.mirror) / total
-	mirrorCPU, err := r.mirror.cpu()
-	if err != nil {
-		return err
-	}
-	res.CPUMirror = (mirrorCPU - before.mirrorCPU) / gib
 	res.RSSAnonMiB = float64(r.peak) / (1 << 20)
-	res.RSSMirrorMiB = float64(r.mirror.anonymous()) / (1 << 20)
-	if r.bed.thin != "" {
-		thin, err := counter(r.bed.thin, "tx_bytes")
-		if err != nil {
-			return err
-		}
-		res.ThinCopies = float64(thin-before.thin) / total
-	}
+	res.RSSMirrorMiB = float64(mirrorMemory) / (1 << 20)
 	if res.LinkOverhead > maxLinkOverhead || res.LinkOverhead < 0 {
 		return fmt.Errorf("the nodes' links carried %.1f %% more than the %d body bytes that the nodes counted: one of the two is wrong",
 			100*res.LinkOverhead, body)

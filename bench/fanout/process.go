@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/shoal-project/shoal/internal/probe"
 )
 
 // process is a program that runs on a host.
@@ -167,28 +169,15 @@ func (p *process) get(ctx context.Context, path string) ([]byte, error) {
 
 // metric returns the value of a metric, summed over its labels.
 func (p *process) metric(ctx context.Context, name string) (int64, error) {
-	text, err := p.get(ctx, "/metrics")
+	page, err := p.get(ctx, "/metrics")
 	if err != nil {
 		return 0, err
 	}
-	var sum float64
-	var found bool
-	for line := range strings.Lines(string(text)) {
-		rest, ok := strings.CutPrefix(line, name)
-		if !ok || (rest[0] != ' ' && rest[0] != '{') {
-			continue
-		}
-		fields := strings.Fields(line)
-		v, err := strconv.ParseFloat(fields[len(fields)-1], 64)
-		if err != nil {
-			return 0, err
-		}
-		sum, found = sum+v, true
+	v, err := probe.Metric(string(page), name)
+	if err != nil {
+		return 0, fmt.Errorf("%s on %s: %w", p.what, p.host.name, err)
 	}
-	if !found {
-		return 0, fmt.Errorf("%s on %s has no metric %s", p.what, p.host.name, name)
-	}
-	return int64(sum), nil
+	return int64(v), nil
 }
 
 // cpu is the processor time that the process has used, in seconds (proc(5), stat, fields 14 and 15).
@@ -202,18 +191,6 @@ func (p *process) cpu() (float64, error) {
 	system, err2 := strconv.ParseFloat(fields[12], 64)
 	const ticks = 100 // USER_HZ, the same on every architecture of ours
 	return (user + system) / ticks, errors.Join(err1, err2)
-}
-
-// anonymous is the process's anonymous memory in bytes (proc_pid_status(5), RssAnon).
-func (p *process) anonymous() int64 {
-	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "status"))
-	if err != nil {
-		return 0 // it has ended
-	}
-	_, rest, _ := strings.Cut(string(raw), "RssAnon:")
-	var kib int64
-	_, _ = fmt.Sscan(rest, &kib)
-	return kib << 10
 }
 
 // output runs a program to its end and reads the JSON object that it prints.

@@ -11,7 +11,7 @@ import (
 // startProfiles profiles a few processes for the next seconds; wait returns when that is done.
 func (r *region) startProfiles(ctx context.Context) (wait func() error) {
 	var group errgroup.Group
-	if r.run.profiles != "" {
+	if r.run.flags.profiles != "" {
 		profiled := []*process{r.mirror, r.tracker}
 		for _, n := range r.nodes {
 			profiled = append(profiled, n.process)
@@ -22,7 +22,7 @@ func (r *region) startProfiles(ctx context.Context) (wait func() error) {
 				if err != nil {
 					return err
 				}
-				return os.WriteFile(filepath.Join(r.run.profiles, p.host.name+".pprof"), raw, 0o644)
+				return os.WriteFile(filepath.Join(r.run.flags.profiles, p.host.name+".pprof"), raw, 0o644)
 			})
 		}
 	}

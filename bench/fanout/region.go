@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoal-project/shoal/internal/probe"
 	"github.com/shoal-project/shoal/tracker/client"
 )
 
@@ -27,8 +28,8 @@ type region struct {
 	mirror   *process
 	tracker  *process
 	nodes    []*node
-	models   []client.DesiredModel
 	peak     int64 // highest anonymous memory of a node so far
+	before   marks // of mark
 }
 
 // node is a peer on its host.
@@ -36,8 +37,7 @@ type node struct {
 	*process
 	name  string
 	dir   string
-	flags []string // that it was started with
-	rate  string
+	flags []string // that it is started with
 }
 
 const (
@@ -52,7 +52,7 @@ func (b *benchRun) newRegion(ctx context.Context, bed *bed, registryRate, mirror
 		return nil, err
 	}
 	r := &region{run: b, bed: bed, dir: dir}
-	if !b.plaintext {
+	if !b.flags.plaintext {
 		if err := r.shoal(ctx, "certs", "init", filepath.Join(dir, "ca")); err != nil {
 			return nil, err
 		}
@@ -88,7 +88,7 @@ func (r *region) shoal(ctx context.Context, args ...string) error {
 
 // security returns the flags of a part.
 func (r *region) security(ctx context.Context, role string) ([]string, error) {
-	if r.run.plaintext {
+	if r.run.flags.plaintext {
 		return []string{"--plaintext"}, nil
 	}
 	dir := filepath.Join(r.dir, "certs", filepath.FromSlash(role))
@@ -103,14 +103,14 @@ func (r *region) daemon(ctx context.Context, h *host, what, role string, args ..
 	if err != nil {
 		return nil, err
 	}
-	if r.run.profiles != "" {
+	if r.run.flags.profiles != "" {
 		flags = append(flags, "--pprof")
 	}
 	return h.start(ctx, what, append(append([]string{r.run.shoal}, args...), flags...)...)
 }
 
 func (r *region) scheme() string {
-	if r.run.plaintext {
+	if r.run.flags.plaintext {
 		return "http://"
 	}
 	return "https://"
@@ -118,7 +118,7 @@ func (r *region) scheme() string {
 
 // addHost makes the host of another node, which is started later.
 func (r *region) addHost(ctx context.Context, zone, rate string) (*node, error) {
-	n := &node{name: fmt.Sprintf("node-%d", len(r.nodes)+1), rate: rate}
+	n := &node{name: fmt.Sprintf("node-%d", len(r.nodes)+1)}
 	h, err := r.bed.host(ctx, n.name, zone, rate)
 	if err != nil {
 		return nil, err
@@ -164,15 +164,15 @@ func (r *region) addNodes(ctx context.Context, count int, zone, rate string) ([]
 
 // desire makes nodes (all where nil) hold the models, from now on.
 func (r *region) desire(ctx context.Context, models []string, nodes []*node) error {
-	r.models = nil
+	var d client.Desired
 	for _, m := range models {
-		d := client.DesiredModel{Name: m, Reference: r.reference(m)}
+		model := client.DesiredModel{Name: m, Reference: r.reference(m)}
 		for _, n := range nodes {
-			d.Nodes = append(d.Nodes, n.name)
+			model.Nodes = append(model.Nodes, n.name)
 		}
-		r.models = append(r.models, d)
+		d.Models = append(d.Models, model)
 	}
-	raw, err := json.Marshal(client.Desired{Models: r.models})
+	raw, err := json.Marshal(d)
 	if err != nil {
 		return err
 	}
@@ -219,7 +219,11 @@ func (r *region) await(ctx context.Context, models []string, nodes ...*node) err
 				return fmt.Errorf("%s ended by itself:\n%s", n.name, n.last())
 			default:
 			}
-			r.peak = max(r.peak, n.anonymous())
+			memory, err := probe.Anonymous(n.cmd.Process.Pid)
+			if err != nil {
+				return err
+			}
+			r.peak = max(r.peak, memory)
 		}
 		if done == len(nodes) {
 			return nil

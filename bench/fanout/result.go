@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -46,12 +47,7 @@ type baseline struct {
 // median returns the run with the median ratio.
 func median(runs []result) result {
 	runs = slices.Clone(runs)
-	slices.SortFunc(runs, func(a, b result) int {
-		if a.Ratio < b.Ratio {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(runs, func(a, b result) int { return cmp.Compare(a.Ratio, b.Ratio) })
 	return runs[len(runs)/2]
 }
 

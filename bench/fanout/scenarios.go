@@ -20,7 +20,7 @@ type scenario struct {
 var scenarios = []scenario{
 	{name: "cold", what: "all nodes at once", play: playCold},
 	{name: "staggered", what: "a node every second", play: playStaggered},
-	{name: "scale-out", what: "one node has it and no mirror is there; then 1, 2, 4, ... more want it", play: playScaleOut},
+	{name: "scale-out", what: "one node has it; then 1, 2, 4, ... more want it, each as the ones before have it (what the mirror still sends counts)", play: playScaleOut},
 	{name: "two-models", what: "all nodes at once, two models", two: true, play: playCold},
 	{name: "slow-node", what: "all at once, and one more with a quarter of the rate, which does not count", play: playSlowNode},
 	{name: "thin-zone", what: "half of the nodes in a zone behind a link of half of the rate", zones: true, play: playCold},
@@ -53,7 +53,7 @@ func playStaggered(ctx context.Context, r *region, _ string, count int) ([]*node
 	return nodes, r.await(ctx, r.run.carried(), nodes...)
 }
 
-// playScaleOut counts the last generation only: each has to take about as long as the first.
+// playScaleOut counts all nodes but the first, each from when it was told.
 func playScaleOut(ctx context.Context, r *region, _ string, count int) ([]*node, error) {
 	models := r.run.carried()
 	if err := r.desire(ctx, models, r.nodes[:1]); err != nil {
@@ -62,8 +62,8 @@ func playScaleOut(ctx context.Context, r *region, _ string, count int) ([]*node,
 	if err := r.await(ctx, models, r.nodes[0]); err != nil {
 		return nil, err
 	}
-	// The manifests are still needed from somewhere: the mirror stays, without its blobs' source. What
-	// it sends from now on counts as copies, which are to be none.
+	// The mirror stays, since the nodes read the manifest there. What it sends of the layers from now on
+	// counts as copies, and there should be none.
 	if err := r.mark(ctx); err != nil {
 		return nil, err
 	}

@@ -22,7 +22,7 @@ import (
 
 // Programs that the bench runs on its hosts, beside shoal itself.
 
-// registryTool is a distribution registry. At its end it prints what it sent.
+// registryTool is a distribution registry. Its admin answers /sent with the body bytes that it sent.
 func registryTool() *cobra.Command {
 	return &cobra.Command{
 		Use: "registry DIR ADDR", Hidden: true, Args: cobra.ExactArgs(2),
@@ -51,7 +51,7 @@ func registryTool() *cobra.Command {
 	}
 }
 
-// got is what getTool and pourTool print.
+// got is what getTool and drainTool print.
 type got struct {
 	Seconds float64 `json:"seconds"`
 	Bytes   int64   `json:"bytes"`

@@ -11,10 +11,10 @@ import (
 
 // startTrace writes what the links of registry, mirror and nodes carry until stop is called.
 func (r *region) startTrace(ctx context.Context) (stop func() error, err error) {
-	if r.run.trace == "" {
+	if r.run.flags.trace == "" {
 		return func() error { return nil }, nil
 	}
-	f, err := os.Create(r.run.trace)
+	f, err := os.Create(r.run.flags.trace)
 	if err != nil {
 		return nil, err
 	}
