@@ -303,8 +303,7 @@ func (m *Mirror) fillBlob(ctx context.Context, f *fill) error {
 		return nil
 	}
 	// The first byte that is missing is behind the last one by up to Parallel ranges, and the nodes,
-	// who lease in order, are that much late with everything: 1.35 x the bound at ranges of 8 MiB in a
-	// blob of 128.
+	// who lease in order, are that much late with everything (docs/architecture.md has the figures).
 	rangeSize := min(m.cfg.RangeSize, blob.Size()/256)
 	if !info.ranges {
 		rangeSize = info.size + blob.PieceLength() // all of it

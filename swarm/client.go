@@ -109,17 +109,18 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	s.Slogger = slog.New(warnOnly{cfg.Logger.Handler()})
 	s.Callbacks.ReadMessage = c.read
 	s.Callbacks.PeerConnClosed = c.closed
+	s.Callbacks.ReceivedUsefulData = append(s.Callbacks.ReceivedUsefulData, c.delivered)
 	return s
 }
 
 // read sees the peers' messages with the library's lock held, so it only notes them.
 func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
 	switch m.Type {
-	case pp.Have, pp.Bitfield, pp.HaveAll, pp.Piece:
+	case pp.Have, pp.Bitfield, pp.HaveAll:
 	default:
 		return
 	}
-	s := c.sessionOf(from)
+	s := c.sessionOf(from.Torrent())
 	if s == nil {
 		return
 	}
@@ -130,24 +131,33 @@ func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
 		s.offers.addAll(from, m.Bitfield)
 	case pp.HaveAll:
 		s.offers.addEvery(from)
-	case pp.Piece:
-		s.trust.delivered(from, hostOf(from.RemoteAddr.String()), time.Now())
 	}
 }
 
 // closed sees the end of a peer's connection, with the library's lock held.
 func (c *Client) closed(conn *torrent.PeerConn) {
-	if s := c.sessionOf(conn); s != nil {
+	if s := c.sessionOf(conn.Torrent()); s != nil {
 		s.offers.gone(conn, time.Now())
-		s.trust.gone(conn)
+		s.trust.gone(&conn.Peer)
 	}
 }
 
-func (c *Client) sessionOf(conn *torrent.PeerConn) *Session {
-	if conn.Torrent() == nil {
-		return nil // it ended before it had said which blob it is about
+// delivered sees the blocks that were asked for and missing, with the library's lock held. Others,
+// which a peer may send only to seem alive, do not count.
+func (c *Client) delivered(e torrent.ReceivedUsefulDataEvent) {
+	if s := c.sessionOf(e.Peer.Torrent()); s != nil {
+		now := time.Now()
+		s.lastBlock.Store(now.UnixNano())
+		s.trust.delivered(e.Peer, e.Peer.RemoteAddr, now)
 	}
-	hash := conn.Torrent().InfoHash()
+}
+
+// sessionOf returns nil for a connection that ended before it had said which blob it is about.
+func (c *Client) sessionOf(t *torrent.Torrent) *Session {
+	if t == nil {
+		return nil
+	}
+	hash := t.InfoHash()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.sessions[hash]

@@ -38,12 +38,15 @@ type coordinator struct {
 	open    []int
 
 	peers     map[string]string // address by name
+	near      []Peer            // of the last reply that named any
 	connectAt time.Time
 	interval  time.Duration
 	answered  time.Time // the tracker's last answer, or the start
 	failures  int       // announces in a row without an answer
 	restUntil time.Time // no lease is asked for before, because the origins fail
 	rest      time.Duration
+	askAt     time.Time // requests for stuck pieces are not taken back before
+	askWait   time.Duration
 }
 
 func newCoordinator(s *Session) *coordinator {
@@ -114,6 +117,9 @@ func (c *coordinator) step(ctx context.Context) time.Duration {
 	for _, p := range reply.Peers {
 		c.peers[p.Name] = p.Addr
 	}
+	if len(reply.Peers) > 0 {
+		c.near = reply.Peers
+	}
 	c.connect(now, len(reply.Peers) > 0)
 	if reply.Share {
 		c.takeShare(now, reply.Peers)
@@ -146,9 +152,25 @@ func (c *coordinator) report(want int, now time.Time) Report {
 		return r
 	}
 	r.Have = c.s.pieces.store.Bitmap()
-	r.Stuck = c.s.offers.stuck(time.Unix(0, c.s.lastPiece.Load()), now)
-	r.Doubts = c.s.trust.doubts(c.peers, c.s.client.bt.BadPeerIPs(), now)
+	r.Stuck = c.s.offers.stuck(time.Unix(0, max(c.s.lastPiece.Load(), c.s.lastBlock.Load())), now)
+	c.askAgain(r.Stuck, now)
+	r.Doubts = c.s.trust.doubts(c.near, c.s.client.bt.BadPeerIPs(), now)
 	return r
+}
+
+// askAgain has the requests for stuck pieces taken back and made anew, less and less often: on a slow
+// link, where a block takes long, they must not be taken back for ever.
+func (c *coordinator) askAgain(stuck []int, now time.Time) {
+	if len(stuck) == 0 {
+		c.askWait = 0
+		return
+	}
+	if c.askWait > 0 && now.Before(c.askAt) {
+		return
+	}
+	c.askWait = min(max(silentAfter, 2*c.askWait), time.Minute)
+	c.askAt = now.Add(c.askWait)
+	c.s.askAgain(stuck)
 }
 
 // begin hands piece i to the fetchers, unless the lease makes no sense.

@@ -149,8 +149,11 @@ func (o *offers) got(i int) {
 }
 
 const (
-	// stuckAfter is how long a piece that peers offer may take before it is reported as stuck.
-	stuckAfter = 5 * time.Second
+	// silentAfter is how long no block at all may come before what was wanted for as long is reported as
+	// stuck: the library leaves a request with a peer that does not answer until something else moves.
+	silentAfter = 2 * time.Second
+	// overtakenAfter is how much later another piece may have been wanted that came before.
+	overtakenAfter = 10 * time.Second
 	// orphanAfter is how long a piece may be without a connected holder: a broken connection is
 	// dialled again sooner, and a dead node's other copies become known.
 	orphanAfter = 2 * time.Second
@@ -159,7 +162,7 @@ const (
 )
 
 // stuck returns pieces that were offered and do not come: their last holder went, or they were
-// wanted for long while nothing at all came (since progress), or pieces that were wanted much
+// wanted for long while not one block came (since progress), or pieces that were wanted much
 // later overtook them.
 func (o *offers) stuck(progress, now time.Time) []int {
 	o.mu.Lock()
@@ -170,9 +173,9 @@ func (o *offers) stuck(progress, now time.Time) []int {
 			out = append(out, i)
 		}
 	}
-	silent := now.Sub(progress) > stuckAfter
+	silent := now.Sub(progress) > silentAfter
 	for i, at := range o.wanted {
-		late := (silent && now.Sub(at) > stuckAfter) || o.latest.Sub(at) > 2*stuckAfter
+		late := (silent && now.Sub(at) > silentAfter) || o.latest.Sub(at) > overtakenAfter
 		if late && len(out) < maxStuck {
 			out = append(out, i)
 		}

@@ -31,7 +31,7 @@ type Report struct {
 	Complete bool
 	Open     []int    // leases that it works on
 	Stuck    []int    // pieces that peers offer and do not deliver
-	Doubts   []string // names of peers that give it nothing
+	Doubts   []string // names of peers that give it nothing, of the last reply that named any
 	Want     int      // leases that it can begin now
 	Left     bool     // it leaves the swarm
 }
@@ -93,6 +93,7 @@ type Session struct {
 	atStart     int64 // bytes held at the start
 	originBytes atomic.Int64
 	lastPiece   atomic.Int64 // UnixNano of the last new piece, or of the start
+	lastBlock   atomic.Int64 // UnixNano of the last block from a peer
 	final       atomic.Pointer[Stats]
 
 	mu     sync.Mutex
@@ -154,6 +155,15 @@ func (s *Session) wantOne() {
 			s.bt.DownloadPieces(i, i+1)
 			return
 		}
+	}
+}
+
+// askAgain takes back the library's requests for pieces and wants them anew: it would leave a request
+// with a peer that does not answer, also where others hold the piece.
+func (s *Session) askAgain(pieces []int) {
+	for _, i := range pieces {
+		s.bt.CancelPieces(i, i+1)
+		s.bt.DownloadPieces(i, i+1)
 	}
 }
 

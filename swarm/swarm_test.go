@@ -117,6 +117,7 @@ type board struct {
 	mu    sync.Mutex
 	table *lease.Table
 	addrs map[string]string
+	told  map[string]int // of how many others each was told last
 	down  atomic.Bool
 	// noLeases makes it tell everyone about everyone and give no leases.
 	noLeases bool
@@ -126,6 +127,7 @@ func newBoard(t Torrent) *board {
 	return &board{
 		table: lease.New(len(t.Pieces), lease.Config{}, time.Now()),
 		addrs: map[string]string{},
+		told:  map[string]int{},
 	}
 }
 
@@ -168,6 +170,7 @@ func (l *leaser) Announce(_ context.Context, r Report) (Reply, error) {
 			reply.Peers = append(reply.Peers, Peer{Name: name, Addr: addr})
 		}
 	}
+	l.told[l.name] = len(reply.Peers)
 	return reply, nil
 }
 
@@ -390,13 +393,16 @@ func TestTrackerLost(t *testing.T) {
 	for range 3 {
 		s.start(none)
 	}
+	// Connections do not count: a node that was dialled does not know by whom, and shares need names.
 	met := func() bool {
-		for _, n := range s.nodes {
-			if n.session.bt.Stats().TotalPeers < 2 {
+		s.board.mu.Lock()
+		defer s.board.mu.Unlock()
+		for _, others := range s.board.told {
+			if others < 2 {
 				return false
 			}
 		}
-		return true
+		return len(s.board.told) == 3
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -457,7 +463,8 @@ func TestDoubts(t *testing.T) {
 	now := time.Now()
 	later := func(d time.Duration) time.Time { return now.Add(d) }
 	tr := newTrust()
-	peers := map[string]string{"a": "10.0.0.1:1", "b": "10.0.0.2:1", "c": "[::1]:1"}
+	peers := []Peer{{"a", "10.0.0.1:1"}, {"b", "10.0.0.2:1"}, {"c", "[::1]:1"}}
+	from := func(ip string) *net.TCPAddr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 9} }
 	check := func(at time.Time, banned []string, want ...string) {
 		t.Helper()
 		if got := tr.doubts(peers, banned, at); !slices.Equal(got, want) {
@@ -466,14 +473,23 @@ func TestDoubts(t *testing.T) {
 	}
 	check(now, nil)
 	check(now, []string{"10.0.0.2", "10.0.0.9"}, "b")
-	tr.delivered("conn", "10.0.0.1", later(time.Second))
+	tr.delivered("conn", from("10.0.0.1"), later(time.Second))
 	check(later(2500*time.Millisecond), nil, "b", "c")
 	tr.gone("conn")
 	tr.gone("other")
 	check(later(2900*time.Millisecond), nil, "b", "c")
 	check(later(3100*time.Millisecond), nil, "a", "b", "c")
-	tr.delivered("again", "::1", later(3200*time.Millisecond))
+	tr.delivered("again", from("::1"), later(3200*time.Millisecond))
 	check(later(3300*time.Millisecond), nil, "a", "b")
+	// Nothing is kept of those who left; who comes back is new.
+	tr.gone("again")
+	peers = peers[:1]
+	check(later(9*time.Second), []string{"10.0.0.2"}, "a")
+	if len(tr.hosts) != 1 || len(tr.byConn) != 0 {
+		t.Errorf("it keeps %v, %v", tr.hosts, tr.byConn)
+	}
+	peers = append(peers, Peer{"b", "10.0.0.2:1"})
+	check(later(10*time.Second), nil, "a")
 }
 
 func TestStorageThatFails(t *testing.T) {

@@ -1,20 +1,17 @@
 package swarm
 
 import (
+	"fmt"
 	"net"
 	"slices"
 	"sync"
 	"time"
 )
 
-const (
-	// doubtAfter is how long a known peer may have given nothing before it is doubted. To doubt costs
-	// little: only pieces that no other node holds are leased again, and those only when their
-	// holder did not fetch them just now.
-	doubtAfter = 2 * time.Second
-	// maxDoubts is how many peers are doubted at once; the tracker looks at no more.
-	maxDoubts = 50
-)
+// doubtAfter is how long a known peer may have given nothing before it is doubted. To doubt costs
+// little: only pieces that no other node holds are leased again, and those only when their holder did
+// not fetch them just now.
+const doubtAfter = 2 * time.Second
 
 // trust notes which peers give something. What a node announces may be a lie, or its address may not
 // be reachable from here: then nobody would lease what only it claims to hold, and this node would
@@ -22,8 +19,7 @@ const (
 type trust struct {
 	mu     sync.Mutex
 	byConn map[any]*supplier
-	last   map[string]time.Time // when a host gave its last block, for connections that ended
-	known  map[string]time.Time // since when a host is known
+	hosts  map[string]time.Time // of the peers last asked about: when they gave something, or were first known
 }
 
 // supplier is a connection that has given a block.
@@ -33,16 +29,16 @@ type supplier struct {
 }
 
 func newTrust() *trust {
-	return &trust{byConn: map[any]*supplier{}, last: map[string]time.Time{}, known: map[string]time.Time{}}
+	return &trust{byConn: map[any]*supplier{}, hosts: map[string]time.Time{}}
 }
 
-// delivered notes a block from conn.
-func (t *trust) delivered(conn any, host string, now time.Time) {
+// delivered notes a block from conn, which leads to addr.
+func (t *trust) delivered(conn any, addr fmt.Stringer, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := t.byConn[conn]
 	if s == nil {
-		s = &supplier{host: host}
+		s = &supplier{host: hostOf(addr.String())}
 		t.byConn[conn] = s
 	}
 	s.at = now
@@ -53,37 +49,41 @@ func (t *trust) gone(conn any) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.byConn[conn]; s != nil {
-		t.last[s.host] = s.at
+		t.heard(s)
 		delete(t.byConn, conn)
 	}
 }
 
-// doubts returns the names of those peers (addresses by name) that are banned, or known for a while
-// and have given nothing in the last while.
-func (t *trust) doubts(peers map[string]string, banned []string, now time.Time) []string {
+func (t *trust) heard(s *supplier) {
+	if last, known := t.hosts[s.host]; known && s.at.After(last) {
+		t.hosts[s.host] = s.at
+	}
+}
+
+// doubts returns the names of those of peers that are banned, or known for a while and have given
+// nothing in the last while. It forgets everybody else.
+func (t *trust) doubts(peers []Peer, banned []string, now time.Time) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, s := range t.byConn {
-		if s.at.After(t.last[s.host]) {
-			t.last[s.host] = s.at
+	hosts := make(map[string]time.Time, len(peers))
+	for _, p := range peers {
+		host := hostOf(p.Addr)
+		if hosts[host] = now; !t.hosts[host].IsZero() {
+			hosts[host] = t.hosts[host]
 		}
+	}
+	t.hosts = hosts
+	for _, s := range t.byConn {
+		t.heard(s)
 	}
 	var out []string
-	for name, addr := range peers {
-		host := hostOf(addr)
-		since, ok := t.known[host]
-		if !ok {
-			t.known[host], since = now, now
-		}
-		if last := t.last[host]; last.After(since) {
-			since = last
-		}
-		if now.Sub(since) > doubtAfter || slices.Contains(banned, host) {
-			out = append(out, name)
+	for _, p := range peers {
+		host := hostOf(p.Addr)
+		if now.Sub(hosts[host]) > doubtAfter || slices.Contains(banned, host) {
+			out = append(out, p.Name)
 		}
 	}
-	slices.Sort(out)
-	return out[:min(len(out), maxDoubts)]
+	return out
 }
 
 func hostOf(addr string) string {

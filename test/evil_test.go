@@ -282,6 +282,15 @@ func trickle(e *evil, c *evilConn) {
 	}
 }
 
+// unasked sends blocks that nobody asked for, so that it seems to give something.
+func unasked(_ *evil, c *evilConn) {
+	for i := range uint32(model.NumPieces(c.layer.Size)) {
+		if c.send(piece, append(pieceHeader([3]uint32{i}), make([]byte, 64<<10)...)) != nil {
+			return
+		}
+	}
+}
+
 // flood asks for blocks at random as fast as it can, and reads none.
 func flood(_ *evil, c *evilConn) {
 	if c.send(interested, nil) != nil {

@@ -118,7 +118,7 @@ func checkAnnounce(key client.Key, wire client.Announce) (announced, error) {
 	a.peer.Complete = wire.Complete || a.have.Count() == pieces
 	a.open = wire.Open[:min(len(wire.Open), client.MaxOpen)]
 	a.stuck = wire.Stuck[:min(len(wire.Stuck), client.MaxStuck)]
-	a.doubts = wire.Doubts[:min(len(wire.Doubts), lease.MaxDoubts)]
+	a.doubts = wire.Doubts[:min(len(wire.Doubts), client.MaxDoubts)]
 	a.want = min(max(wire.Want, 0), client.MaxWant)
 	return a, nil
 }

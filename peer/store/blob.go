@@ -62,8 +62,8 @@ func (b *Blob) Key() Key { return b.key }
 // Size returns the blob's length in bytes.
 func (b *Blob) Size() int64 { return b.size }
 
-// PieceLength returns the length of all pieces but the last, in bytes: model.PieceLength, or at most 4 MiB
-// for a raw blob.
+// PieceLength returns the length of all pieces but the last, in bytes: model.PieceLength, or at most
+// 4 MiB for a raw blob.
 func (b *Blob) PieceLength() int64 { return b.length }
 
 // NumPieces returns how many pieces the blob has.

@@ -77,7 +77,7 @@ func (s *Store) reserve(ctx context.Context, e *entry) error {
 		// Nothing is removed for a blob that will not fit in the end.
 		v, ok := s.victim(nil)
 		if !ok || s.reclaimable() < short {
-			return fmt.Errorf("blob %s of %d bytes: %d bytes are missing, with what is to stay free: %w", e.key.Digest, e.size, short, ErrNoSpace)
+			return fmt.Errorf("blob %s of %d bytes: %d bytes more would have to be free, as some are to stay so: %w", e.key.Digest, e.size, short, ErrNoSpace)
 		}
 		if err := s.evict(ctx, v, &freed); err != nil {
 			return err

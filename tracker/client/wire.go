@@ -30,6 +30,8 @@ const (
 	MaxPeers = 50
 	// MaxWant is how many leases a tracker gives in one reply at most.
 	MaxWant = 16
+	// MaxDoubts is how many nodes an Announce may doubt: as many as it was told of.
+	MaxDoubts = MaxPeers
 	// MaxOpen and MaxStuck are how many pieces an Announce may list; the tracker looks at no more.
 	MaxOpen, MaxStuck = 64, 256
 )
@@ -87,7 +89,7 @@ type Announce struct {
 	// Stuck are pieces that peers announce and the node cannot get from them.
 	Stuck []int `json:"stuck,omitempty"`
 	// Doubts are nodes that give this one nothing, whatever they announce: it was lied to by them, or
-	// cannot reach them, or waits in vain.
+	// cannot reach them, or waits in vain. What only they hold is leased to it.
 	Doubts []string `json:"doubts,omitempty"`
 	// Want is how many leases the node can begin now; 0 is a mere heartbeat.
 	Want int `json:"want,omitempty"`

@@ -42,3 +42,27 @@ func BenchmarkAnnounce(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkDoubts is a grant to a node that doubts all of its fifty peers, who hold half of the
+// pieces for long: the upstream stalls and nobody gets anything new.
+
+func BenchmarkDoubts(b *testing.B) {
+	const pieces, peers = 10_000, 50
+	now := time.Unix(1_700_000_000, 0)
+	table := New(pieces, Config{}, time.Time{})
+	have := NewBitmap(pieces)
+	for i := range pieces / 2 {
+		have.Set(2 * i)
+	}
+	var names []string
+	for i := range peers {
+		names = append(names, fmt.Sprint(i))
+		table.Report(names[i], have, nil, nil, now)
+	}
+	table.Report("other", have, nil, nil, now) // so that not one of the pieces is to be leased again
+	table.Report("asks", NewBitmap(pieces), nil, nil, now)
+	table.Doubt("asks", names)
+	for b.Loop() {
+		table.doubtful(table.nodes["asks"])
+	}
+}

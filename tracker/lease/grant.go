@@ -94,7 +94,11 @@ func (t *Table) doubtful(n *node) int {
 	return -1
 }
 
+// onlyAmong reports whether all live holders of p are among nodes.
 func (t *Table) onlyAmong(p int, nodes []*node) bool {
+	if int(t.holders[p]) > len(nodes) {
+		return false
+	}
 	var among int32
 	for _, d := range nodes {
 		if d.have.has(p) {

@@ -176,16 +176,14 @@ func (t *Table) Report(name string, have Bitmap, open, stuck []int, now time.Tim
 }
 
 // Doubt notes which nodes give the named one nothing: what only they hold is leased to it as if nobody
-// held it. It replaces the names of an earlier call; MaxDoubts of them count. They are one node's
-// word and mean nothing for the others, so that a liar can shut out nobody.
+// held it. It replaces the names of an earlier call; the caller bounds their number, which a grant's
+// cost grows with. They are one node's word and mean nothing for the others, so that a liar can shut
+// out nobody.
 func (t *Table) Doubt(name string, others []string) {
 	if n := t.nodes[name]; n != nil {
-		n.doubts = append(n.doubts[:0], others[:min(len(others), MaxDoubts)]...)
+		n.doubts = append(n.doubts[:0], others...)
 	}
 }
-
-// MaxDoubts bounds what a grant to a node that doubts others costs.
-const MaxDoubts = 50
 
 func (t *Table) valid(p int) bool { return p >= 0 && p < t.pieces }
 
