@@ -28,7 +28,7 @@ func (f *yieldFlags) register(fl *pflag.FlagSet) {
 // governor makes the node's limits, and lowers the process's own priority.
 func (f *peerFlags) governor() (*yield.Governor, error) {
 	y := &f.yield
-	cfg := yield.Config{Disable: y.off, YieldTo: y.to, Registerer: f.metrics, Logger: f.log}
+	cfg := yield.Config{Disable: y.off, YieldTo: y.to, Last: true, Registerer: f.metrics, Logger: f.log}
 	var err error
 	if cfg.MaxDownload, err = bytesFlag("max-download", y.download); err != nil {
 		return nil, err
@@ -41,11 +41,6 @@ func (f *peerFlags) governor() (*yield.Governor, error) {
 			return c.Moved()
 		}
 		return 0, 0
-	}
-	if !y.off {
-		if err := yield.Lower(); err != nil {
-			f.log.Info("the process keeps its priority", "err", err)
-		}
 	}
 	return yield.New(cfg)
 }

@@ -24,6 +24,7 @@ const (
 // canary measures how long a thread at normal priority waits for a CPU. Not the time by which a
 // nap is too long: that has the Go scheduler's queue in it, which is ours and no pod's.
 type canary struct {
+	tid    atomic.Int64 // of its thread, 0 before it runs
 	wanted atomic.Bool
 	naps   atomic.Int64
 	delay  atomic.Int64 // nanoseconds
@@ -49,7 +50,8 @@ func (c *canary) run(ctx context.Context) error {
 	// Never unlocked: the thread's priority is its own, so the runtime ends the thread with it.
 	runtime.LockOSThread()
 	tid := unix.Gettid()
-	if err := unix.Setpriority(unix.PRIO_PROCESS, tid, 0); err != nil {
+	c.tid.Store(int64(tid))
+	if err := unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0); err != nil {
 		return fmt.Errorf("canary: back to normal priority (this needs CAP_SYS_NICE): %w", err)
 	}
 	f, err := os.Open(fmt.Sprintf("/proc/self/task/%d/schedstat", tid))
@@ -104,6 +106,9 @@ func (c *canary) Stalls(time.Duration) (s Stalls, err error) {
 	c.lastNaps, c.lastDelay = naps, delay
 	return s, nil
 }
+
+// thread is the canary's own, which stays where it is.
+func (c *canary) thread() int { return int(c.tid.Load()) }
 
 // rest ends the measuring until the next call of Stalls.
 func (c *canary) rest() { c.wanted.Store(false) }

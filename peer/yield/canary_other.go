@@ -20,4 +20,6 @@ func (*canary) Run(context.Context) error {
 // Stalls implements Source.
 func (*canary) Stalls(time.Duration) (Stalls, error) { return Stalls{}, ErrNoPressure }
 
+func (*canary) thread() int { return 0 }
+
 func (*canary) rest() {}

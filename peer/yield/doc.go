@@ -1,7 +1,14 @@
 // Package yield makes transfers give way to the pods that serve. A Governor owns the node's
 // download, upload and background limits: it lowers them while the pods stall and raises them
-// again, so that the transfer uses what is left. cmd/shoal builds one, hands its limiters to the
-// swarm, the mirror's client and the page cache, and calls Lower.
+// again, so that the transfer uses what is left. cmd/shoal builds one and hands its limiters to
+// the swarm, the mirror's client and the page cache.
+//
+// # Last in line
+//
+// Limits alone cannot do it: a serving thread that wakes while one of ours has the CPU waits for the
+// end of its turn, however few turns we take. So the process's threads stand behind all others
+// (SCHED_IDLE), as long as something is left there: on a machine whose CPUs are never idle they would
+// hardly run, peers would take the node for dead, and so they go back to a small share of the CPU.
 //
 // # Whose stalls count
 //

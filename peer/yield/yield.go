@@ -49,6 +49,9 @@ type Config struct {
 	Disable bool
 	// YieldTo are further cgroup directories (v2) whose stalls count, beside the pods' own.
 	YieldTo []string
+	// Last makes Run put the threads of this process behind those that serve, in the lines for a CPU
+	// and the disk, as long as that leaves it anything. It is for a daemon that does nothing else.
+	Last bool
 	// Source replaces the pods' cgroups, YieldTo and the canary.
 	Source Source
 	// Every is the time between two samples. 0 means DefaultEvery.
@@ -138,6 +141,7 @@ func (g *Governor) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	line := g.lineUp()
 	group, ctx := errgroup.WithContext(ctx)
 	if g.canary != nil {
 		group.Go(func() error {
@@ -149,14 +153,51 @@ func (g *Governor) Run(ctx context.Context) error {
 		})
 	}
 	group.Go(func() error {
-		g.follow(ctx)
+		g.follow(ctx, line)
 		return nil
 	})
 	return group.Wait()
 }
 
+// lineUp puts the process's threads last, or where they cannot come back from there, at nice. It
+// returns nil where they stay where they are put.
+func (g *Governor) lineUp() *line {
+	if !g.cfg.Last {
+		return nil
+	}
+	to, l := placeLast, newLine(g.cfg.Every)
+	if err := mayReturn(); err != nil {
+		to, l = placeNice, nil
+		g.log.Info("the process does not stand last in line for the CPU: it could not leave when nothing is left there (this needs CAP_SYS_NICE)", "err", err)
+	}
+	if err := setThreads(to, 0); err != nil {
+		g.log.Info("the process keeps its priority", "err", err)
+		return nil
+	}
+	return l
+}
+
+// move puts the threads where the line says.
+func (g *Governor) move(l *line, elapsed time.Duration) {
+	was := l.place
+	to := l.step(elapsed)
+	if to == was {
+		return
+	}
+	if to == placeNice {
+		g.log.Info("serving threads leave no CPU time at all: the process takes a ninth of theirs", "for", lastAgain)
+	}
+	var canary int
+	if g.canary != nil {
+		canary = g.canary.thread()
+	}
+	if err := setThreads(to, canary); err != nil {
+		g.log.Warn("the process keeps its priority", "err", err)
+	}
+}
+
 // follow takes samples.
-func (g *Governor) follow(ctx context.Context) {
+func (g *Governor) follow(ctx context.Context, l *line) {
 	if g.groups != nil {
 		defer g.groups.Close()
 	}
@@ -176,6 +217,9 @@ func (g *Governor) follow(ctx context.Context) {
 		elapsed := now.Sub(last)
 		if elapsed <= 0 {
 			continue
+		}
+		if l != nil {
+			g.move(l, elapsed)
 		}
 		s := sample{elapsed: elapsed}
 		for d := range s.moved {

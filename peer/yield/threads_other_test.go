@@ -1,0 +1,5 @@
+//go:build !linux
+
+package yield
+
+func beLowered() bool { return false }
