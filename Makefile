@@ -52,6 +52,21 @@ bin/fanout:
 bench-fanout: bin/shoal bin/fanout
 	@bin/fanout --nodes $(NODES) --size $(SIZE) --rate $(RATE) $(ARGS)
 
+# All figures of docs/performance.md, about half an hour: the raw results go to bench/results, the plot
+# to docs.
+RUNS ?= 3
+RESULTS := bench/results/fanout.jsonl
+FANOUT = bin/fanout --size $(SIZE) --runs $(RUNS) --out $(RESULTS)
+.PHONY: bench
+bench: bin/shoal bin/fanout
+	rm -f $(RESULTS)
+	$(FANOUT) --nodes 4
+	$(FANOUT) --nodes 8 --scenario all --baselines
+	$(FANOUT) --nodes 8 --plaintext
+	$(FANOUT) --nodes 16 --rate 100mbit
+	$(FANOUT) --nodes 16 --rate 50mbit
+	go run ./bench/plot <$(RESULTS) >docs/fanout.svg
+
 # Every fuzz target for FUZZTIME each.
 fuzz:
 	@set -e; for p in $$(go list ./...); do \

@@ -4,7 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
@@ -34,6 +38,39 @@ type result struct {
 	ThinCopies float64 `json:"thin_link_copies,omitempty"`
 	Shares     []int64 `json:"origin_bytes_by_node"`
 	Verified   bool    `json:"verified"`
+	Commit     string  `json:"commit"`
+	Machine    string  `json:"machine"`
+}
+
+// commit is the one that this program was built from, "" outside of a checkout.
+func commit() (revision string) {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value[:min(12, len(s.Value))] + revision
+		case s.Key == "vcs.modified" && s.Value == "true":
+			revision += " and changes"
+		}
+	}
+	return revision
+}
+
+// machine names the CPUs that everything ran on.
+func machine() string {
+	model := runtime.GOARCH
+	if raw, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for text := range strings.Lines(string(raw)) {
+			if key, value, ok := strings.Cut(text, ":"); ok && strings.TrimSpace(key) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%d CPUs, %s", runtime.NumCPU(), model)
 }
 
 // baseline is what the same links do without Shoal.
