@@ -61,16 +61,18 @@ func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
 // NotifyJoin implements memberlist.EventDelegate.
 func (d delegate) NotifyJoin(n *memberlist.Node) {
 	d.g.log.Debug("a node joined", "peer", n.Name, "addr", n.Address())
+	d.g.members.note(n)
 }
 
 // NotifyLeave implements memberlist.EventDelegate.
 func (d delegate) NotifyLeave(n *memberlist.Node) {
 	d.g.log.Info("a node left", "peer", n.Name, "addr", n.Address())
+	d.g.members.forget(n.Name)
 	d.g.known.forget(n.Name)
 }
 
 // NotifyUpdate implements memberlist.EventDelegate.
-func (delegate) NotifyUpdate(*memberlist.Node) {}
+func (d delegate) NotifyUpdate(n *memberlist.Node) { d.g.members.note(n) }
 
 // newLogger hands memberlist's warnings to logger.
 func newLogger(logger *slog.Logger) *log.Logger { return log.New(logWriter{logger}, "", 0) }

@@ -59,11 +59,13 @@ type Gossip struct {
 	cfg     Config
 	log     *slog.Logger
 	list    *memberlist.Memberlist
+	addr    string
 	ring    *memberlist.Keyring
 	client  *http.Client
 	version atomic.Int64 // of the inventory
 	changed chan struct{}
 	known   inventories
+	members members
 
 	mu    sync.Mutex
 	asked map[string]time.Time // when a member's API was last asked
@@ -100,6 +102,7 @@ func New(cfg Config) (*Gossip, error) {
 	if g.list, err = memberlist.Create(settings); err != nil {
 		return nil, fmt.Errorf("gossip at %s: %w", cfg.Bind, err)
 	}
+	g.addr = g.list.LocalNode().Address() // before anything of the node changes
 	return g, nil
 }
 
@@ -151,7 +154,7 @@ func (g *Gossip) settings() (*memberlist.Config, error) {
 }
 
 // Addr is the IP:port of gossip.
-func (g *Gossip) Addr() string { return g.list.LocalNode().Address() }
+func (g *Gossip) Addr() string { return g.addr }
 
 const (
 	// leaveTimeout bounds saying goodbye, without which others take some seconds to notice.
@@ -194,12 +197,10 @@ func (g *Gossip) Changed() {
 
 // Members returns the live nodes, this one included.
 func (g *Gossip) Members() []Member {
-	nodes := g.list.Members()
-	out := make([]Member, 0, len(nodes))
-	for _, n := range nodes {
-		if m, err := parseMeta(n.Meta); err == nil {
-			out = append(out, m.member(n.Name))
-		}
+	all := g.members.all()
+	out := make([]Member, len(all))
+	for i, m := range all {
+		out[i] = m.Member
 	}
 	return out
 }

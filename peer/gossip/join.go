@@ -59,8 +59,8 @@ func (g *Gossip) joinLoop(ctx context.Context) {
 func (g *Gossip) join(ctx context.Context) error {
 	seeds, err := g.seeds(ctx)
 	members := map[string]bool{}
-	for _, n := range g.list.Members() {
-		members[n.Address()] = true
+	for _, m := range g.members.all() {
+		members[m.addr] = true
 	}
 	seeds = slices.DeleteFunc(seeds, func(s string) bool { return members[s] })
 	if len(seeds) == 0 {

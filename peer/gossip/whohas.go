@@ -62,14 +62,13 @@ func (g *Gossip) WhoHas(ctx context.Context, key string) []Member {
 	var members []Member
 	var stale []Member
 	now := time.Now()
-	for _, n := range g.list.Members() {
-		m, err := parseMeta(n.Meta)
-		if err != nil || n.Name == g.cfg.Name {
+	for _, m := range g.members.all() {
+		if m.Name == g.cfg.Name {
 			continue
 		}
-		members = append(members, m.member(n.Name))
-		if g.known.version(n.Name) < m.Version && g.mayAsk(n.Name, now) {
-			stale = append(stale, m.member(n.Name))
+		members = append(members, m.Member)
+		if g.known.version(m.Name) < m.version && g.mayAsk(m.Name, now) {
+			stale = append(stale, m.Member)
 		}
 	}
 	g.ask(ctx, stale)
