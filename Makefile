@@ -66,6 +66,15 @@ bench: bin/shoal bin/fanout
 	$(FANOUT) --nodes 16 --rate 100mbit
 	$(FANOUT) --nodes 16 --rate 50mbit
 	go run ./bench/plot <$(RESULTS) >docs/fanout.svg
+# How fast one node gives a model to another on loopback, and the CPU of both, beside net/http and curl;
+# the last line is a JSON object.
+# make bench-node SIZE=2GiB ARGS="--runs 5 --profiles /tmp"
+.PHONY: bench-node bin/node
+bin/node:
+	go build -o $@ ./bench/node
+bench-node: SIZE = 2GiB
+bench-node: bin/shoal bin/node
+	@bin/node --size $(SIZE) $(ARGS)
 
 # Every fuzz target for FUZZTIME each.
 fuzz:

@@ -42,7 +42,7 @@ func (b *benchRun) baselines(ctx context.Context) (out []baseline, err error) {
 	each := func(name string, args func(i int) []string) error {
 		group, ctx := errgroup.WithContext(ctx)
 		for i, n := range r.nodes {
-			group.Go(func() error { return n.host.output(ctx, &all[i], append([]string{b.self}, args(i)...)...) })
+			group.Go(func() error { return n.host.Output(ctx, &all[i], append([]string{b.self}, args(i)...)...) })
 		}
 		if err := group.Wait(); err != nil {
 			return err
@@ -60,11 +60,11 @@ func (b *benchRun) baselines(ctx context.Context) (out []baseline, err error) {
 		return nil, err
 	}
 	for _, n := range r.nodes {
-		p, err := n.host.startTool(ctx, "pour", b.self, "pour", n.host.ip+":7000")
+		p, err := n.host.StartTool(ctx, "pour", b.self, "pour", n.host.ip+":7000")
 		if err != nil {
 			return nil, err
 		}
-		defer p.kill()
+		defer p.Kill()
 	}
 	err = each("a ring, no checks and no disk", func(i int) []string {
 		from := r.nodes[(i+1)%len(r.nodes)]

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/bench/internal/program"
 )
 
 // bed is the testbed: hosts in network namespaces of their own, joined by bridges, one a zone. It lives
@@ -30,7 +32,7 @@ type host struct {
 	name string
 	ip   string
 	port string // the bridge's end of its cable
-	logs string // folder for what its programs log; "" for none
+	program.Place
 }
 
 const (
@@ -113,7 +115,8 @@ func (b *bed) host(ctx context.Context, name, zone, rate string) (*host, error) 
 	}
 	b.hosts++
 	b.names = append(b.names, name)
-	h := &host{name: name, ip: fmt.Sprintf("10.77.%d.%d", b.hosts/250, b.hosts%250+1), port: fmt.Sprintf("port%d", b.hosts), logs: b.logs}
+	h := &host{name: name, ip: fmt.Sprintf("10.77.%d.%d", b.hosts/250, b.hosts%250+1), port: fmt.Sprintf("port%d", b.hosts)}
+	h.Place = program.Place{Name: name, Logs: b.logs, Command: h.command, Dial: h.dial}
 	err = runAll(ctx,
 		"ip netns add "+name,
 		"ip link add "+h.port+" mtu "+mtu+" type veth peer name eth0 mtu "+mtu+" netns "+name,

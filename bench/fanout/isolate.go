@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/bench/internal/sample"
 )
 
 // inside is set for the process that runs in the private namespaces.
@@ -39,7 +41,7 @@ func isolate(ctx context.Context, parent string) (int, error) {
 		return 0, err
 	}
 	for _, dir := range left {
-		if err := removeAll(dir); err != nil {
+		if err := sample.Remove(dir); err != nil {
 			return 0, err
 		}
 	}
@@ -47,7 +49,7 @@ func isolate(ctx context.Context, parent string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = removeAll(dir) }()
+	defer func() { _ = sample.Remove(dir) }()
 	self, err := os.Executable()
 	if err != nil {
 		return 0, err
@@ -90,15 +92,4 @@ func settle() error {
 		}
 	}
 	return nil
-}
-
-// removeAll removes dir with its read-only folders.
-func removeAll(dir string) error {
-	_ = filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			_ = os.Chmod(p, 0o700) //nolint:gosec // a folder
-		}
-		return nil
-	})
-	return os.RemoveAll(dir)
 }

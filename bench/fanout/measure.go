@@ -34,7 +34,7 @@ func (r *region) alone(ctx context.Context, n *node) (float64, error) {
 		args = append(args, r.reference(m))
 	}
 	var g got
-	err := n.host.output(ctx, &g, append(args, dir)...)
+	err := n.host.Output(ctx, &g, append(args, dir)...)
 	return g.Seconds, err
 }
 
@@ -77,17 +77,17 @@ func (r *region) count(ctx context.Context) (m marks, err error) {
 			return m, err
 		}
 	}
-	sent, err := r.registry.get(ctx, "/sent")
+	sent, err := r.registry.Get(ctx, "/sent")
 	if err != nil {
 		return m, err
 	}
 	if m.registry, err = strconv.ParseInt(strings.TrimSpace(string(sent)), 10, 64); err != nil {
 		return m, err
 	}
-	if m.mirror, err = r.mirror.metric(ctx, "shoal_mirror_sent_bytes_total"); err != nil {
+	if m.mirror, err = r.mirror.Metric(ctx, "shoal_mirror_sent_bytes_total"); err != nil {
 		return m, err
 	}
-	if m.mirrorCPU, err = r.mirror.cpu(); err != nil {
+	if m.mirrorCPU, err = r.mirror.CPU(); err != nil {
 		return m, err
 	}
 	if r.bed.thin != "" {
@@ -105,14 +105,14 @@ func (n *node) count(ctx context.Context, m *marks) (err error) {
 		{m.received, "shoal_peer_received_bytes_total"},
 		{m.lost, "shoal_peer_wasted_bytes_total"},
 	} {
-		if c.into[n.name], err = n.metric(ctx, c.name); err != nil {
+		if c.into[n.name], err = n.Metric(ctx, c.name); err != nil {
 			return err
 		}
 	}
 	if m.rx[n.name], err = counter(n.host.port, "tx_bytes"); err != nil {
 		return err
 	}
-	m.cpu[n.name], err = n.cpu()
+	m.cpu[n.name], err = n.CPU()
 	return err
 }
 
@@ -126,7 +126,7 @@ func (r *region) measure(ctx context.Context, res *result, nodes []*node) error 
 	total := float64(r.run.bytes())
 	var times []float64
 	for _, n := range nodes {
-		t, ok := n.took(models)
+		t, ok := n.Took(models)
 		if !ok {
 			return fmt.Errorf("%s has not finished", n.name)
 		}
@@ -163,7 +163,7 @@ func (r *region) measure(ctx context.Context, res *result, nodes []*node) error 
 	res.MirrorCopies = float64(now.mirror-before.mirror) / total
 	res.CPUMirror = (now.mirrorCPU - before.mirrorCPU) / gib
 	res.ThinCopies = float64(now.thin-before.thin) / total
-	mirrorMemory, err := probe.Anonymous(r.mirror.cmd.Process.Pid)
+	mirrorMemory, err := probe.Anonymous(r.mirror.Pid())
 	if err != nil {
 		return err
 	}

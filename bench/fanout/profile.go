@@ -18,7 +18,7 @@ func (r *region) startProfiles(ctx context.Context) (wait func() error) {
 		}
 		for _, p := range profiled {
 			group.Go(func() error {
-				raw, err := p.get(ctx, "/debug/pprof/profile?seconds=5")
+				raw, err := p.Get(ctx, "/debug/pprof/profile?seconds=5")
 				if err != nil {
 					return err
 				}

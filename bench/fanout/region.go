@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoal-project/shoal/bench/internal/sample"
 	"github.com/shoal-project/shoal/internal/probe"
 	"github.com/shoal-project/shoal/tracker/client"
 )
@@ -185,7 +183,7 @@ func (r *region) desire(ctx context.Context, models []string, nodes []*node) err
 		return err
 	}
 	args := []string{r.run.shoal, "desired", file, "--tracker", r.scheme() + r.tracker.host.ip + ":" + trackerPort}
-	return r.tracker.host.output(ctx, nil, append(args, flags...)...)
+	return r.tracker.host.Output(ctx, nil, append(args, flags...)...)
 }
 
 func (r *region) reference(model string) string {
@@ -195,7 +193,7 @@ func (r *region) reference(model string) string {
 // push packs the run's models into the registry, from the registry's own host.
 func (r *region) push(ctx context.Context) error {
 	for _, m := range r.run.models {
-		err := r.registry.host.output(ctx, nil, r.run.shoal, "push", filepath.Join(r.run.dir, "models", m), r.reference(m),
+		err := r.registry.host.Output(ctx, nil, r.run.shoal, "push", filepath.Join(r.run.dir, "models", m), r.reference(m),
 			"--plain-http", "--state", filepath.Join(r.run.dir, "state"))
 		if err != nil {
 			return err
@@ -211,15 +209,15 @@ func (r *region) await(ctx context.Context, models []string, nodes ...*node) err
 	for {
 		done := 0
 		for _, n := range nodes {
-			if _, ok := n.took(models); ok {
+			if _, ok := n.Took(models); ok {
 				done++
 			}
 			select {
-			case <-n.gone:
-				return fmt.Errorf("%s ended by itself:\n%s", n.name, n.last())
+			case <-n.Gone():
+				return fmt.Errorf("%s ended by itself:\n%s", n.name, n.Last())
 			default:
 			}
-			memory, err := probe.Anonymous(n.cmd.Process.Pid)
+			memory, err := probe.Anonymous(n.Pid())
 			if err != nil {
 				return err
 			}
@@ -232,9 +230,9 @@ func (r *region) await(ctx context.Context, models []string, nodes ...*node) err
 		case <-ctx.Done():
 			var late []string
 			for _, n := range nodes {
-				if _, ok := n.took(models); !ok {
-					status, _ := n.get(context.WithoutCancel(ctx), "/status")
-					late = append(late, n.name+": "+string(status)+"\n"+n.last())
+				if _, ok := n.Took(models); !ok {
+					status, _ := n.Get(context.WithoutCancel(ctx), "/status")
+					late = append(late, n.name+": "+string(status)+"\n"+n.Last())
 				}
 			}
 			return errors.Join(context.Cause(ctx), errors.New(strings.Join(late, "\n")))
@@ -245,7 +243,7 @@ func (r *region) await(ctx context.Context, models []string, nodes ...*node) err
 
 // held is how many bytes of the models the node has, as it says.
 func (n *node) held(ctx context.Context) (int64, error) {
-	raw, err := n.get(ctx, "/status")
+	raw, err := n.Get(ctx, "/status")
 	if err != nil {
 		return 0, err
 	}
@@ -289,7 +287,7 @@ func (r *region) verify(ctx context.Context, models []string, nodes []*node) err
 					return err
 				}
 				for name, want := range r.run.sums[m] {
-					got, err := sum(ctx, filepath.Join(tree, name))
+					got, err := sample.Sum(ctx, filepath.Join(tree, name))
 					if err != nil {
 						return err
 					}
@@ -307,52 +305,14 @@ func (r *region) verify(ctx context.Context, models []string, nodes []*node) err
 // stop ends everything at once: the next run has hosts of its own.
 func (r *region) stop(ctx context.Context) error {
 	for _, n := range r.nodes {
-		if n.cmd != nil {
-			n.kill()
+		if n.Program != nil {
+			n.Kill()
 		}
 	}
 	for _, p := range []*process{r.mirror, r.tracker, r.registry} {
 		if p != nil {
-			p.kill()
+			p.Kill()
 		}
 	}
-	return errors.Join(r.bed.remove(ctx), removeAll(r.dir))
-}
-
-func sum(ctx context.Context, file string) (string, error) {
-	if err := ctx.Err(); err != nil {
-		return "", err
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	_, err = io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20))
-	return fmt.Sprintf("%x", h.Sum(nil)), err
-}
-
-// makeModel writes files of random bytes, size bytes together, and returns their sha256.
-func makeModel(ctx context.Context, dir string, size int64, files int, seed byte) (map[string]string, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	sums := map[string]string{}
-	for i := range files {
-		name := fmt.Sprintf("model-%05d-of-%05d.safetensors", i+1, files)
-		f, err := os.Create(filepath.Join(dir, name))
-		if err != nil {
-			return nil, err
-		}
-		n := size / int64(files)
-		_, err = io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(rand.NewChaCha8([32]byte{seed, byte(i)}), n), make([]byte, 1<<20))
-		if err := errors.Join(err, f.Close()); err != nil {
-			return nil, err
-		}
-		if sums[name], err = sum(ctx, f.Name()); err != nil {
-			return nil, err
-		}
-	}
-	return sums, nil
+	return errors.Join(r.bed.remove(ctx), sample.Remove(r.dir))
 }

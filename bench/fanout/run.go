@@ -15,6 +15,8 @@ import (
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
+
+	"github.com/shoal-project/shoal/bench/internal/sample"
 )
 
 // benchRun is what all runs share.
@@ -150,7 +152,7 @@ func (b *benchRun) makeModels(ctx context.Context, chosen []scenario) (err error
 		if m == warmUp {
 			size, files = 1<<20, 1
 		}
-		if b.sums[m], err = makeModel(ctx, filepath.Join(b.dir, "models", m), size, files, byte(i)); err != nil {
+		if b.sums[m], err = sample.Make(ctx, filepath.Join(b.dir, "models", m), size, files, byte(i)); err != nil {
 			return err
 		}
 	}

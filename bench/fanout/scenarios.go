@@ -112,7 +112,7 @@ func playLostNode(ctx context.Context, r *region, rate string, count int) ([]*no
 	if err := lost[0].half(ctx, r.run.size); err != nil {
 		return nil, err
 	}
-	lost[0].kill()
+	lost[0].Kill()
 	fresh, err := r.addNodes(ctx, 1, "a", rate)
 	if err != nil {
 		return nil, err
