@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -162,4 +163,23 @@ func TestCreateCARefusesToReplace(t *testing.T) {
 	if err := CreateCA(dir); err == nil || !strings.Contains(err.Error(), "already holds") {
 		t.Fatalf("error %v", err)
 	}
+}
+
+// FuzzParseIdentity: a certificate speaks for what its identity's text says, and for nothing else.
+func FuzzParseIdentity(f *testing.F) {
+	for _, s := range []string{"node/n1", "mirror", "tracker", "controller", "client", "node/", "mirror/x", "node/a/b", "node/%2f", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		id, err := ParseIdentity(s)
+		if err != nil {
+			return
+		}
+		if id.String() != s {
+			t.Errorf("%q comes back as %q", s, id)
+		}
+		if again, err := url.Parse(id.uri().String()); err != nil || again.Host != trustDomain || again.Path != "/"+s {
+			t.Errorf("%q in a certificate reads %v, %v", s, again, err)
+		}
+	})
 }

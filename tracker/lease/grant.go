@@ -175,7 +175,7 @@ func (t *Table) rescue(n *node, now time.Time) int {
 // unspread returns how long n has to wait because too many of its pieces are open or have not
 // spread to the others, 0 if it has not. A node that downloads alone has nobody to spread to.
 func (t *Table) unspread(n *node, now time.Time) time.Duration {
-	others := len(t.nodes) - t.complete - 1
+	others := t.others(n)
 	if others <= 0 {
 		n.spread = n.spread[:0]
 		return 0
@@ -183,7 +183,7 @@ func (t *Table) unspread(n *node, now time.Time) time.Duration {
 	kept := n.spread[:0]
 	for _, f := range n.spread {
 		// A piece that n no longer holds is not one that it can pass on.
-		if n.have.has(f.piece) && now.Before(f.until) && !replicated(int(t.holders[f.piece])-t.complete-1, others) {
+		if n.have.has(f.piece) && now.Before(f.until) && !replicated(int(t.holders[f.piece])-t.complete-1, min(f.others, others)) {
 			kept = append(kept, f)
 		}
 	}

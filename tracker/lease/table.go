@@ -45,8 +45,9 @@ type lease struct {
 
 // fetched is a piece that a node fetched and that has not spread yet.
 type fetched struct {
-	piece int
-	until time.Time // when it stops to count: broken peers must not starve the origin
+	piece  int
+	others int       // nodes that lacked pieces when it was fetched: who came later says nothing about its way
+	until  time.Time // when it stops to count: broken peers must not starve the origin
 }
 
 // node is one live member of the swarm.
@@ -259,12 +260,21 @@ func (t *Table) finish(l *lease, now time.Time) {
 		l.node.fetch += (took - l.node.fetch) / 4
 	}
 	t.remove(l)
-	l.node.spread = append(l.node.spread, fetched{l.piece, now.Add(t.cfg.patience(took))})
+	l.node.spread = append(l.node.spread, fetched{l.piece, t.others(l.node), now.Add(t.cfg.patience(took))})
 	t.unripe = append(t.unripe, completion{l.piece, l.seq, now})
 	if l.kind == rescue {
 		// The others who are stuck at the piece now have somebody to get it from.
 		t.rescued[l.piece] = now.Add(t.cfg.patience(took))
 	}
+}
+
+// others returns how many nodes beside n lack pieces.
+func (t *Table) others(n *node) int {
+	others := len(t.nodes) - t.complete
+	if n.held < t.pieces {
+		others--
+	}
+	return others
 }
 
 // renew compares the leases of n with those that it says it works on.
