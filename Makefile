@@ -48,7 +48,7 @@ SIZE ?= 128MiB
 RATE ?= 200mbit
 .PHONY: bench-fanout bin/fanout
 bin/fanout:
-	go build -o $@ ./bench/fanout
+	go build -ldflags "-X main.revision=$$(git describe --always --dirty --abbrev=12)" -o $@ ./bench/fanout
 bench-fanout: bin/shoal bin/fanout
 	@bin/fanout --nodes $(NODES) --size $(SIZE) --rate $(RATE) $(ARGS)
 

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -42,22 +41,8 @@ type result struct {
 	Machine    string  `json:"machine"`
 }
 
-// commit is the one that this program was built from, "" outside of a checkout.
-func commit() (revision string) {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			revision = s.Value[:min(12, len(s.Value))] + revision
-		case s.Key == "vcs.modified" && s.Value == "true":
-			revision += " and changes"
-		}
-	}
-	return revision
-}
+// revision is the commit that this program was built from; the Makefile sets it.
+var revision string
 
 // machine names the CPUs that everything ran on.
 func machine() string {

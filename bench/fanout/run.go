@@ -242,7 +242,7 @@ func (b *benchRun) play(ctx context.Context, s scenario) (res result, err error)
 		return res, err
 	}
 	res.Scenario, res.Rate, res.Nodes, res.Transport = s.name, b.flags.rate, b.flags.nodes, "mTLS"
-	res.Commit, res.Machine = commit(), machine()
+	res.Commit, res.Machine = revision, machine()
 	if b.flags.plaintext {
 		res.Transport = "none"
 	}
