@@ -16,8 +16,9 @@ package tracker
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"fmt"
-	"hash/maphash"
+	"io"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -50,6 +51,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// Rand is where the epoch and the order of equally near peers come from; nil means crypto/rand.
+	// A simulation gives one that repeats.
+	Rand io.Reader
 }
 
 func (c Config) withDefaults() Config {
@@ -75,6 +79,9 @@ func (c Config) withDefaults() Config {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	if c.Rand == nil {
+		c.Rand = rand.Reader
+	}
 	return c
 }
 
@@ -98,7 +105,7 @@ type Server struct {
 	cfg     Config
 	log     *slog.Logger
 	epoch   string
-	seed    maphash.Seed
+	secret  string // orders equally near peers
 	metrics *metrics
 	grace   grace
 
@@ -114,14 +121,18 @@ type Server struct {
 	stopped  chan struct{} // ends long-polls
 }
 
-// New returns a Server. It fails when a metric cannot be registered.
+// New returns a Server. It fails when a metric cannot be registered or Config.Rand ends.
 func New(cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
+	var random [32]byte
+	if _, err := io.ReadFull(cfg.Rand, random[:]); err != nil {
+		return nil, fmt.Errorf("tracker epoch: %w", err)
+	}
 	s := &Server{
 		cfg:     cfg,
 		log:     cfg.Logger,
-		epoch:   rand.Text(),
-		seed:    maphash.MakeSeed(),
+		epoch:   hex.EncodeToString(random[:16]),
+		secret:  string(random[16:]),
 		metrics: newMetrics(),
 		grace:   grace{interval: cfg.Lease.Interval, long: cfg.Lease.IdleInterval + time.Second},
 		swarms:  map[swarmID]*swarm{},

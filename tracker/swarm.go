@@ -2,7 +2,6 @@ package tracker
 
 import (
 	"cmp"
-	"hash/maphash"
 	"net/http"
 	"slices"
 	"sync"
@@ -237,7 +236,7 @@ func (sw *swarm) join(a announced, now time.Time) (*member, error) {
 			return nil, refuse(http.StatusServiceUnavailable,
 				"swarm has %d nodes, the tracker's limit: raise it, or fetch from the registry", len(sw.members))
 		}
-		m = &member{hash: maphash.String(sw.server.seed, a.peer.Node)}
+		m = &member{hash: stringHash(sw.server.secret + a.peer.Node)}
 		sw.members[a.peer.Node] = m
 		sw.version++
 	} else if m.peer.Addr != a.peer.Addr || m.peer.Rack != a.peer.Rack {
