@@ -1,0 +1,18 @@
+package swarm
+
+// What decides how a Session behaves towards tracker, origin and peers, for those who model one
+// (bench/sim). The reasons are with the constants of the same names.
+const (
+	Fetchers       = fetchers
+	MinRetry       = minRetry
+	Reconnect      = reconnect
+	SilentAfter    = silentAfter
+	OvertakenAfter = overtakenAfter
+	OrphanAfter    = orphanAfter
+	MaxStuck       = maxStuck
+	DoubtAfter     = doubtAfter
+)
+
+// BlockSize is how many bytes a Session asks for in one request, in a blob of pieces of the given
+// length.
+func BlockSize(pieceLength int64) int64 { return blockSize(pieceLength) }
