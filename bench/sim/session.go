@@ -1,0 +1,226 @@
+package main
+
+import (
+	"slices"
+	"time"
+
+	"github.com/shoal-project/shoal/swarm"
+	"github.com/shoal-project/shoal/tracker/client"
+)
+
+// talk is a member's side of the announces: swarm's coordinator.
+type talk struct {
+	timer    int32 // number of the timer that counts
+	waiting  bool  // for an answer
+	ended    bool  // a lease or the layer ended while it waited
+	open     []int
+	asked    int // leases wanted in the last announce
+	body     client.Announce
+	reply    client.AnnounceReply
+	interval time.Duration
+	near     []int32          // the nodes of the last reply that named any
+	heard    map[int32]moment // when those gave something, or were first known
+	known    []int32          // nodes that were ever named
+	meetAt   moment           // known peers are offered to the library again
+}
+
+// announce sends what m has to say: coordinator.step until the answer.
+func (w *world) announce(m *member) {
+	t := &m.talk
+	if m.left || t.waiting {
+		return
+	}
+	t.waiting, t.ended = true, false
+	t.timer++
+	t.asked = 0
+	a := client.Announce{Node: m.node.name, Addr: m.node.addr, Zone: m.node.zone, Rack: m.node.rack, Size: m.layer.size, Epoch: m.node.epoch}
+	if a.Complete = m.complete(); !a.Complete {
+		t.asked = swarm.Fetchers - len(t.open)
+		a.Want, a.Open = t.asked, slices.Clone(t.open)
+		a.Have = m.have.bitfield(m.layer.pieces)
+		a.Stuck = w.stuck(m)
+		a.Doubts = w.doubts(m)
+	}
+	t.body = a
+	w.at(w.now+w.cfg.Latency+w.thinking(m.node.host), event{kind: announceHeard, a: m.id})
+}
+
+// heard is the tracker's part.
+func (w *world) heard(m *member) (err error) {
+	if m.left {
+		return nil
+	}
+	before := w.tracker.cpu
+	if m.talk.reply, err = w.tracker.announce(m.layer.path, m.talk.body); err != nil {
+		return err
+	}
+	w.load.add(w.now, w.tracker.cpu-before)
+	w.at(w.now+w.cfg.Latency+w.thinking(m.node.host), event{kind: replyHeard, a: m.id})
+	return nil
+}
+
+// answered is coordinator.step from the answer on.
+func (w *world) answered(m *member) {
+	t := &m.talk
+	if m.left {
+		return
+	}
+	t.waiting = false
+	reply := t.reply
+	m.node.epoch = reply.Epoch
+	t.interval = reply.Interval()
+	w.meet(m, reply.Peers)
+	for _, p := range reply.Leases {
+		if !m.complete() && !m.have.has(p) && len(t.open) < swarm.Fetchers && !slices.Contains(t.open, p) {
+			w.begin(m, p)
+		}
+	}
+	if t.ended {
+		w.announce(m)
+		return
+	}
+	wait := t.interval
+	if !m.complete() && len(t.open) < swarm.Fetchers && reply.RetryMS > 0 {
+		wait = min(wait, max(swarm.MinRetry, reply.Retry()))
+	}
+	w.at(w.now+wait, event{kind: announceDue, a: m.id, b: t.timer})
+}
+
+// endLease ends the lease of piece p.
+func (w *world) endLease(m *member, p int) {
+	t := &m.talk
+	t.open = slices.DeleteFunc(t.open, func(i int) bool { return i == p })
+	delete(m.leased, p)
+	t.ended = true
+	w.announce(m)
+}
+
+// begin fetches a leased piece from the mirror.
+func (w *world) begin(m *member, p int) {
+	m.talk.open = append(m.talk.open, p)
+	m.leased[p] = true
+	for _, id := range m.origins {
+		c := w.conns[id]
+		if c.pending() > 0 {
+			continue
+		}
+		c.arrived = 0
+		for b := range m.layer.chunks {
+			c.queue = append(c.queue, request{piece: int32(p), block: uint8(b)})
+		}
+		w.beginFill(m.layer)
+		w.ready(c)
+		return
+	}
+}
+
+// rangeArrives takes a chunk of a range that the mirror sends.
+func (w *world) rangeArrives(c *conn, m *member, p int) {
+	if m.left {
+		return
+	}
+	c.arrived++
+	m.last = w.now
+	if c.arrived < m.layer.chunks {
+		return
+	}
+	if m.complete() || m.have.has(p) {
+		w.wasted += m.layer.length
+	} else {
+		w.gain(m, p)
+	}
+	w.endLease(m, p)
+}
+
+// meet takes the peers of a reply, and dials all known ones that are not connected now and then.
+func (w *world) meet(m *member, peers []client.Peer) {
+	t := &m.talk
+	if len(peers) > 0 {
+		near := make([]int32, 0, len(peers))
+		heard := make(map[int32]moment, len(peers))
+		for _, p := range peers {
+			id := w.byName[p.Node]
+			near = append(near, id)
+			heard[id] = w.now
+			if at, ok := t.heard[id]; ok {
+				heard[id] = at
+			}
+			if !slices.Contains(t.known, id) {
+				t.known = append(t.known, id)
+			}
+		}
+		t.near, t.heard = near, heard
+	}
+	if len(peers) == 0 && w.now < t.meetAt {
+		return
+	}
+	t.meetAt = w.now + swarm.Reconnect
+	if m.complete() {
+		return // what complete nodes dial is not modelled: others who lack something dial them
+	}
+	for _, id := range t.known {
+		if other := m.layer.memberOf(w, id); other != nil {
+			wait := 3*w.cfg.Latency + w.thinking(m.node.host) + moment(w.random.Int64N(int64(dialTime)))
+			w.at(w.now+wait, event{kind: peersMeet, a: m.id, b: other.id})
+		}
+	}
+}
+
+// dialTime is how long dials spread: a TLS handshake takes some milliseconds of both processors, and
+// the library has 25 dials on the way at once.
+const dialTime = 20 * time.Millisecond
+
+// stuck lists what swarm's offers would.
+func (w *world) stuck(m *member) []int {
+	var out []int
+	for p, since := range m.orphans {
+		if m.avail[p] == 0 && w.now-since > swarm.OrphanAfter {
+			out = append(out, p)
+		}
+	}
+	slices.Sort(out)
+	out = out[:min(len(out), swarm.MaxStuck)]
+	silent := w.now-m.last > swarm.SilentAfter
+	if !silent && m.latest <= swarm.OvertakenAfter {
+		return out
+	}
+	for i, word := range m.wanted {
+		eachOf(i, word, func(p int) {
+			at := m.wantedAt[p]
+			late := silent && w.now-at > swarm.SilentAfter || m.latest-at > swarm.OvertakenAfter
+			if late && len(out) < swarm.MaxStuck {
+				out = append(out, p)
+			}
+		})
+	}
+	return out
+}
+
+// doubts names what swarm's trust would.
+func (w *world) doubts(m *member) []string {
+	t := &m.talk
+	for _, id := range m.conns {
+		c := w.conns[id]
+		who := w.members[c.peer].node.id
+		if at, near := t.heard[who]; near {
+			t.heard[who] = max(at, c.gave)
+		}
+	}
+	var out []string
+	for _, id := range t.near {
+		if w.now-t.heard[id] > swarm.DoubtAfter {
+			out = append(out, w.nodes[id].name)
+		}
+	}
+	return out
+}
+
+// memberOf returns the node's live part in the layer, or nil.
+func (l *layer) memberOf(w *world, node int32) *member {
+	for _, id := range w.nodes[node].members {
+		if m := w.members[id]; m.layer == l && !m.left {
+			return m
+		}
+	}
+	return nil
+}
