@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-
-	"github.com/shoal-project/shoal/model"
 )
 
 // measuredLines are what bench/fanout printed, the median run of each size: make bench-fanout with
@@ -47,6 +45,12 @@ type comparison struct {
 	SimulatedCopies float64 `json:"simulated_copies"`
 	CopiesError     float64 `json:"copies_error"`
 	Within          bool    `json:"within"` // both errors are at most tolerance
+}
+
+// calibration says how far to trust the simulation.
+type calibration struct {
+	Calibration []comparison `json:"calibration"`
+	Calibrated  bool         `json:"calibrated"` // all of them are within
 }
 
 const (
@@ -104,7 +108,8 @@ func benchConfig(m measured) config {
 }
 
 // calibrate simulates each measured line.
-func calibrate(lines []measured, seed uint64) (all []comparison, err error) {
+func calibrate(lines []measured, seed uint64) (all calibration, err error) {
+	all.Calibrated = true
 	for _, m := range lines {
 		var ratios, copies []float64
 		for i := range uint64(calibrationRuns) {
@@ -112,10 +117,10 @@ func calibrate(lines []measured, seed uint64) (all []comparison, err error) {
 			cfg.Seed = seed + i
 			w, err := newWorld(cfg)
 			if err != nil {
-				return nil, err
+				return all, err
 			}
 			if err := w.run(); err != nil {
-				return nil, fmt.Errorf("calibration with %d nodes: %w", m.Nodes, err)
+				return all, fmt.Errorf("calibration with %d nodes: %w", m.Nodes, err)
 			}
 			ratios, copies = append(ratios, w.ratio()), append(copies, w.copies())
 		}
@@ -128,10 +133,8 @@ func calibrate(lines []measured, seed uint64) (all []comparison, err error) {
 		}
 		c.RatioError, c.CopiesError = c.SimulatedRatio/c.MeasuredRatio-1, c.SimulatedCopies/c.MeasuredCopies-1
 		c.Within = math.Abs(c.RatioError) <= tolerance && math.Abs(c.CopiesError) <= tolerance
-		all = append(all, c)
+		all.Calibration = append(all.Calibration, c)
+		all.Calibrated = all.Calibrated && c.Within
 	}
 	return all, nil
 }
-
-// pieceLengthOf tells people what the layers are cut into.
-func pieceLengthOf(size int64) string { return units.BytesSize(float64(model.PieceLength(size))) }

@@ -24,6 +24,7 @@ type candidate struct {
 // chooser holds what choose needs again and again.
 type chooser struct {
 	count [2 * (maxConns + 1)]int
+	open  []int32 // pieces of which the peer could be asked for something
 	found []candidate
 }
 
@@ -46,7 +47,7 @@ func (w *world) choose(c *conn) {
 		if room == 0 {
 			break
 		}
-		taken := w.ask(m, c, x.piece, room)
+		taken := askFor(m, c, x.piece, room)
 		room -= taken
 		c.peak += taken
 	}
@@ -60,17 +61,17 @@ func (w *world) chooseIdle(m *member) {
 	if m.complete() || m.left {
 		return
 	}
-	for _, id := range m.conns {
-		if c := w.conns[id]; c.pending() == 0 {
-			w.choose(c)
+	for _, l := range m.links {
+		if l.out.pending() == 0 {
+			w.choose(l.out)
 		}
 	}
 }
 
-// ask requests at most room blocks of piece p and returns how many.
-func (w *world) ask(m *member, c *conn, p, room int) int {
+// askFor requests at most room blocks of piece p and returns how many.
+func askFor(m *member, c *conn, p, room int) int {
 	if m.blocks == nil {
-		m.asked.add(p)
+		m.ask(p)
 		c.queue = append(c.queue, request{piece: int32(p)})
 		return 1
 	}
@@ -84,7 +85,7 @@ func (w *world) ask(m *member, c *conn, p, room int) int {
 		c.queue = append(c.queue, request{piece: int32(p), block: uint8(b)})
 	}
 	if state.asked == all {
-		m.asked.add(p)
+		m.ask(p)
 	}
 	return n
 }
@@ -97,7 +98,7 @@ func (h *chooser) gather(m *member, told set, limit int) {
 	h.count = [len(h.count)]int{}
 	least, most := len(h.count), -1
 	class := func(p int) int {
-		k := int(m.avail[p])
+		k := int(m.cells[p].avail)
 		if m.blocks == nil || m.blocks[p].got == 0 {
 			k += maxConns + 1
 		}
@@ -109,12 +110,17 @@ func (h *chooser) gather(m *member, told set, limit int) {
 		}
 		return m.layer.blocks - bits.OnesCount16(m.blocks[p].asked)
 	}
+	h.open = h.open[:0]
 	for i, word := range told {
-		eachOf(i, word&m.wanted[i]&^m.asked[i], func(p int) {
+		for word = word & m.wanted[i] &^ m.asked[i]; word != 0; {
+			bit := bits.LeadingZeros64(word)
+			word &^= 1 << (63 - bit)
+			p := 64*i + bit
+			h.open = append(h.open, int32(p))
 			k := class(p)
 			h.count[k] += size(p)
 			least, most = min(least, k), max(most, k)
-		})
+		}
 	}
 	last, room := len(h.count), limit // classes before last are looked at whole, of last itself room blocks
 	for k := least; k <= most; k++ {
@@ -124,17 +130,16 @@ func (h *chooser) gather(m *member, told set, limit int) {
 		}
 		room -= h.count[k]
 	}
-	for i, word := range told {
-		eachOf(i, word&m.wanted[i]&^m.asked[i], func(p int) {
-			k := class(p)
-			if k > last || k == last && room <= 0 {
-				return
-			}
-			if k == last {
-				room -= size(p)
-			}
-			h.found = append(h.found, candidate{p, m.avail[p], uint32(mix(m.seed, uint64(p)))})
-		})
+	for _, piece := range h.open {
+		p := int(piece)
+		k := class(p)
+		if k > last || k == last && room <= 0 {
+			continue
+		}
+		if k == last {
+			room -= size(p)
+		}
+		h.found = append(h.found, candidate{p, m.cells[p].avail, uint32(mix(m.seed, uint64(p)))})
 	}
 	slices.SortFunc(h.found, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.avail, b.avail), cmp.Compare(a.rank, b.rank))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"time"
 )
 
@@ -39,6 +40,7 @@ type host struct {
 	cpu   *server // of the machine; several hosts of a bench share one
 	cost  float64 // of a byte that it receives, for cpu: 1 for a node
 	busy  moment  // until when the uplink sends
+	shut  moment  // until when nobody in the ring can take anything
 	wake  moment  // when a hostFree event is queued for, if that is later than now
 	ring  []int32 // connections with requests, next one first
 	sent  int64   // body bytes
@@ -48,8 +50,9 @@ type host struct {
 // cpuOnWay is where on a way the processor is.
 const cpuOnWay = 1
 
-// way lists what a block passes from one host to another after the uplink.
-func (w *world) way(from, to *host) [4]*server {
+// wayOf lists what a block of c passes after the uplink of from.
+func (w *world) wayOf(from *host, c *conn) [4]*server {
+	to := w.members[c.member].node.host
 	way := [4]*server{&to.down, cpuOnWay: to.cpu}
 	if from.zone != to.zone {
 		way[2], way[3] = &w.zones[from.zone].out, &w.zones[to.zone].in
@@ -70,32 +73,32 @@ func openAt(way [4]*server, window moment) moment {
 
 // kick lets the host send, if its uplink is free and somebody can take something.
 func (w *world) kick(h *host) {
-	if w.now < h.busy || !h.alive {
+	if !h.alive {
 		return
 	}
-	soonest := moment(-1)
+	if until := max(h.busy, h.shut); w.now < until {
+		w.wakeAt(h, until)
+		return
+	}
+	soonest := moment(math.MaxInt64)
 	for range len(h.ring) {
 		id := h.ring[0]
 		h.ring = h.ring[1:]
 		c := w.conns[id]
-		r, ok := w.next(c)
-		if !ok {
-			c.ready = false
-			continue
-		}
-		to := w.members[c.member].node.host
-		way := w.way(h, to)
+		way := w.wayOf(h, c)
 		if at := openAt(way, w.cfg.Window); at > w.now {
 			h.ring = append(h.ring, id)
-			if soonest < 0 || at < soonest {
-				soonest = at
-			}
+			soonest = min(soonest, at)
 			continue
 		}
-		w.send(h, c, id, r, way)
-		return
+		if r, ok := w.next(c); ok {
+			w.send(h, c, id, r, way)
+			return
+		}
+		c.ready = false
 	}
-	if soonest >= 0 {
+	if len(h.ring) > 0 {
+		h.shut = soonest
 		w.wakeAt(h, soonest)
 	}
 }
@@ -128,7 +131,9 @@ func (w *world) send(h *host, c *conn, id int32, r request, way [4]*server) {
 	w.wakeAt(h, h.busy)
 }
 
+// wakeAt has the host kicked at that moment, or before it and then again.
 func (w *world) wakeAt(h *host, at moment) {
+	at = max(at, w.now)
 	if h.wake > w.now && h.wake <= at {
 		return
 	}
@@ -163,6 +168,12 @@ func (w *world) ready(c *conn) {
 	if !c.ready {
 		c.ready = true
 		h.ring = append(h.ring, c.id)
+		if w.now < h.shut { // all others wait: it alone can change that
+			if at := openAt(w.wayOf(h, c), w.cfg.Window); at < h.shut {
+				h.shut = at
+				w.wakeAt(h, at)
+			}
+		}
 	}
 	w.kick(h)
 }

@@ -134,8 +134,7 @@ func (f flags) config() (cfg config, err error) {
 			return cfg, err
 		}
 	}
-	played := spend(cfg.LayerBytes*int64(cfg.Layers), cfg.Rate)
-	cfg.LostWithin = played
+	cfg.LostWithin = spend(cfg.LayerBytes*int64(cfg.Layers), cfg.Rate)
 	return cfg, nil
 }
 
@@ -162,28 +161,24 @@ func play(f flags, out, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	calibration, err := calibrate(lines, f.seed)
+	trust, err := calibrate(lines, f.seed)
 	if err != nil {
 		return err
 	}
-	if err := compare(out, calibration); err != nil {
+	if err := compare(out, trust.Calibration); err != nil {
 		return err
 	}
-	var r result
-	if !f.calibrate {
-		if r, err = playLarge(f, cfg, progress); err != nil {
-			return err
-		}
+	if f.calibrate {
+		return json.NewEncoder(out).Encode(trust)
 	}
-	r.Calibration, r.Calibrated = calibration, true
-	for _, c := range calibration {
-		r.Calibrated = r.Calibrated && c.Within
+	r, err := playLarge(f, cfg, progress)
+	if err != nil {
+		return err
 	}
-	if !f.calibrate {
-		fmt.Fprintf(out, "\n%d of %d layers of %s in pieces of %s, %d nodes at %s, %d lost: ratio %.3f (whole %.3f), copies %.3f; tracker %.0f messages/s, %.2f cores\n",
-			r.Layers, f.layers, units.HumanSize(float64(cfg.LayerBytes)), pieceLengthOf(cfg.LayerBytes), r.Nodes, r.Rate, r.LostNodes,
-			r.Ratio, r.WholeRatio, r.OriginCopies, r.MessagesS, r.TrackerCPU)
-	}
+	r.calibration = trust
+	fmt.Fprintf(out, "\n%d of %d layers of %s in pieces of %s, %d nodes at %s, %d lost: ratio %.3f (whole %.3f), copies %.3f; tracker %.0f messages/s, %.2f cores\n",
+		r.Layers, f.layers, units.HumanSize(float64(cfg.LayerBytes)), units.BytesSize(float64(r.PieceBytes)), r.Nodes, r.Rate, r.LostNodes,
+		r.Ratio, r.WholeRatio, r.OriginCopies, r.MessagesS, r.TrackerCPU)
 	return json.NewEncoder(out).Encode(r)
 }
 

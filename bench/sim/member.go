@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"iter"
 	"math/bits"
 	"slices"
 )
@@ -21,12 +22,16 @@ func (s set) bitfield(n int) []byte {
 	return wire[:(n+7)/8]
 }
 
-// each calls f with the pieces of a word, in order.
-func eachOf(w int, word uint64, f func(i int)) {
-	for word != 0 {
-		bit := bits.LeadingZeros64(word)
-		word &^= 1 << (63 - bit)
-		f(64*w + bit)
+// all yields the pieces in order.
+func (s set) all() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for w, word := range s {
+			for ; word != 0; word &^= 1 << (63 - bits.LeadingZeros64(word)) {
+				if !yield(64*w + bits.LeadingZeros64(word)) {
+					return
+				}
+			}
+		}
 	}
 }
 
@@ -55,8 +60,7 @@ type request struct {
 // conn is one direction of a connection: what member asks from peer.
 type conn struct {
 	id, member, peer int32
-	back             int32 // the other direction, -1 for that to the mirror
-	origin           bool  // HTTP ranges
+	origin           bool // HTTP ranges
 	open             bool
 	ready            bool // in the ring of the supplier's host
 	queue            []request
@@ -67,6 +71,27 @@ type conn struct {
 }
 
 func (c *conn) pending() int { return len(c.queue) + c.flying }
+
+// cell is what a member knows of a piece, in one place: a HAVE of a peer then touches one line of cache.
+type cell struct {
+	avail uint8 // connected peers that have it
+	flags uint8
+}
+
+// Flags of a cell. The sets of a member say the same, for those who look for pieces.
+const (
+	isHeld   = 1 << iota // in have
+	isAsked              // in asked
+	isWanted             // in wanted
+	isLeased
+)
+
+// link is a connection as a member sees it.
+type link struct {
+	out  *conn // what the member asks for
+	in   *conn // what the peer asks for
+	peer *member
+}
 
 // progress is how far the blocks of a piece are.
 type progress struct{ asked, got uint16 }
@@ -80,16 +105,15 @@ type member struct {
 	told     set // what its peers know that it has
 	asked    set // pieces of which every block is asked for or there
 	wanted   set // pieces that some peer offered, and that are not being leased
-	leased   map[int]bool
 	missing  int
-	avail    []uint8    // connected peers that have a piece
+	cells    []cell
 	blocks   []progress // nil where a piece is one block
 	wantedAt []moment
 	orphans  map[int]moment
 	latest   moment // when the most lately wanted of the pieces that came was wanted
 	last     moment // of the last block or piece
 	seed     uint64 // of its random order of pieces
-	conns    []int32
+	links    []link
 	origins  [2]int32 // connections to the mirror, one a fetcher
 	left     bool     // it is dead
 	talk     talk
@@ -100,7 +124,25 @@ func (m *member) complete() bool { return m.missing == 0 }
 
 // forget frees what only an incomplete member needs.
 func (m *member) forget() {
-	m.have, m.asked, m.wanted, m.avail, m.blocks, m.wantedAt, m.orphans = nil, nil, nil, nil, nil, nil, nil
+	m.have, m.asked, m.wanted, m.cells, m.blocks, m.wantedAt, m.orphans = nil, nil, nil, nil, nil, nil, nil
+}
+
+// ask, want and hold keep cells and sets the same.
+func (m *member) ask(p int)    { m.asked.add(p); m.cells[p].flags |= isAsked }
+func (m *member) unask(p int)  { m.asked.remove(p); m.cells[p].flags &^= isAsked }
+func (m *member) want(p int)   { m.wanted.add(p); m.cells[p].flags |= isWanted }
+func (m *member) unwant(p int) { m.wanted.remove(p); m.cells[p].flags &^= isWanted }
+func (m *member) hold(p int)   { m.have.add(p); m.cells[p].flags |= isHeld }
+
+// lease notes that p is being fetched from the mirror, or no longer is.
+func (m *member) lease(p int, on bool) {
+	if m.cells == nil {
+		return
+	}
+	m.cells[p].flags &^= isLeased
+	if on {
+		m.cells[p].flags |= isLeased
+	}
 }
 
 // join makes n a member of l. It connects to nobody yet.
@@ -108,8 +150,8 @@ func (w *world) join(n *node, l *layer) *member {
 	m := &member{
 		id: int32(len(w.members)), node: n, layer: l, missing: l.pieces,
 		have: newSet(l.pieces), told: newSet(l.pieces), asked: newSet(l.pieces), wanted: newSet(l.pieces),
-		avail: make([]uint8, l.pieces), wantedAt: make([]moment, l.pieces),
-		leased: map[int]bool{}, orphans: map[int]moment{}, seed: w.random.Uint64(), last: w.now,
+		cells: make([]cell, l.pieces), wantedAt: make([]moment, l.pieces),
+		orphans: map[int]moment{}, seed: w.random.Uint64(), last: w.now,
 	}
 	if l.blocks > 1 {
 		m.blocks = make([]progress, l.pieces)
@@ -121,7 +163,7 @@ func (w *world) join(n *node, l *layer) *member {
 }
 
 func (w *world) newConn(member, peer int32) *conn {
-	c := &conn{id: int32(len(w.conns)), member: member, peer: peer, back: -1, open: true, gave: w.now}
+	c := &conn{id: int32(len(w.conns)), member: member, peer: peer, open: true, gave: w.now}
 	w.conns = append(w.conns, c)
 	return c
 }
@@ -129,17 +171,16 @@ func (w *world) newConn(member, peer int32) *conn {
 // connect makes a and b peers, unless one of them is gone, full, or has the other already. Both see at
 // once what the other holds.
 func (w *world) connect(a, b *member) {
-	if a.left || b.left || len(a.conns) >= maxConns || len(b.conns) >= maxConns || a.complete() && b.complete() {
+	if a.left || b.left || len(a.links) >= maxConns || len(b.links) >= maxConns || a.complete() && b.complete() {
 		return
 	}
-	for _, id := range a.conns {
-		if w.conns[id].peer == b.id {
+	for _, l := range a.links {
+		if l.peer == b {
 			return
 		}
 	}
 	x, y := w.newConn(a.id, b.id), w.newConn(b.id, a.id)
-	x.back, y.back = y.id, x.id
-	a.conns, b.conns = append(a.conns, x.id), append(b.conns, y.id)
+	a.links, b.links = append(a.links, link{x, y, b}), append(b.links, link{y, x, a})
 	w.greet(x)
 	w.greet(y)
 }
@@ -150,19 +191,17 @@ func (w *world) greet(c *conn) {
 	if m.complete() {
 		return
 	}
-	for i, word := range peer.told {
-		eachOf(i, word, func(p int) {
-			m.avail[p]++
-			w.offered(m, p)
-		})
+	for p := range peer.told.all() {
+		m.cells[p].avail++
+		w.offered(m, p)
 	}
 	w.choose(c)
 }
 
 // offered wants piece p if that makes sense: swarm's wantLoop.
 func (w *world) offered(m *member, p int) {
-	if !m.have.has(p) && !m.leased[p] && !m.wanted.has(p) {
-		m.wanted.add(p)
+	if m.cells[p].flags&(isHeld|isLeased|isWanted) == 0 {
+		m.want(p)
 		m.wantedAt[p] = w.now
 		delete(m.orphans, p)
 	}
@@ -174,50 +213,46 @@ func (w *world) tell(m *member, p int) {
 		return
 	}
 	m.told.add(p)
-	for _, id := range m.conns {
-		c := w.conns[w.conns[id].back]
-		o := w.members[c.member]
-		if o.complete() {
+	for _, l := range m.links {
+		if l.peer.complete() {
 			continue
 		}
-		o.avail[p]++
-		if o.have.has(p) {
+		x := &l.peer.cells[p]
+		x.avail++
+		if x.flags&isHeld != 0 {
 			continue
 		}
-		w.offered(o, p)
-		if o.asked.has(p) {
-			c.peak = 0 // an update that adds nothing
+		w.offered(l.peer, p)
+		if x.flags&isAsked != 0 {
+			l.in.peak = 0 // an update that adds nothing
 			continue
 		}
-		w.choose(c)
+		w.choose(l.in)
 	}
 }
 
 // hangUp ends the connections of a dead member, as its peers see it.
 func (w *world) hangUp(dead *member) {
 	dead.left = true
-	for _, id := range dead.conns {
-		c := w.conns[w.conns[id].back]
-		w.part(c)
-		o := w.members[c.member]
+	for _, l := range slices.Clone(dead.links) {
+		w.part(dead, l)
+		o := l.peer
 		if o.complete() {
 			continue
 		}
-		for i, word := range dead.told {
-			eachOf(i, word, func(p int) {
-				o.avail[p]--
-				if o.avail[p] == 0 && o.wanted.has(p) && !o.have.has(p) {
-					o.wanted.remove(p)
-					if _, known := o.orphans[p]; !known {
-						o.orphans[p] = w.now
-					}
+		for p := range dead.told.all() {
+			o.cells[p].avail--
+			if o.cells[p].avail == 0 && o.wanted.has(p) && !o.have.has(p) {
+				o.unwant(p)
+				if _, known := o.orphans[p]; !known {
+					o.orphans[p] = w.now
 				}
-			})
+			}
 		}
-		for _, r := range c.queue {
+		for _, r := range l.in.queue {
 			w.release(o, r)
 		}
-		c.queue = nil
+		l.in.queue = nil
 		w.chooseIdle(o)
 	}
 	for _, id := range dead.origins {
@@ -225,21 +260,19 @@ func (w *world) hangUp(dead *member) {
 	}
 }
 
-// part closes both directions of a connection and takes it from the member that c is of.
-func (w *world) part(c *conn) {
-	m := w.members[c.member]
-	m.conns = slices.DeleteFunc(m.conns, func(id int32) bool { return id == c.id })
-	c.open, w.conns[c.back].open = false, false
+// part closes a connection of m, both directions.
+func (w *world) part(m *member, l link) {
+	l.out.open, l.in.open = false, false
+	m.links = slices.DeleteFunc(m.links, func(o link) bool { return o.out == l.out })
+	l.peer.links = slices.DeleteFunc(l.peer.links, func(o link) bool { return o.in == l.out })
 }
 
 // dropComplete ends the connections between m, which has everything, and others who have: the library's
 // DropMutuallyCompletePeers, which makes room for those who need something.
 func (w *world) dropComplete(m *member) {
-	for _, id := range slices.Clone(m.conns) {
-		c := w.conns[id]
-		if w.members[c.peer].complete() {
-			w.part(c)
-			w.part(w.conns[c.back])
+	for _, l := range slices.Clone(m.links) {
+		if l.peer.complete() {
+			w.part(m, l)
 		}
 	}
 }
@@ -249,7 +282,7 @@ func (w *world) release(m *member, r request) {
 	if m.complete() || m.have.has(int(r.piece)) {
 		return
 	}
-	m.asked.remove(int(r.piece))
+	m.unask(int(r.piece))
 	if m.blocks != nil {
 		m.blocks[r.piece].asked &^= 1 << r.block
 	}
@@ -294,12 +327,12 @@ func (w *world) arrive(c *conn, r request) {
 
 // gain marks piece p of m as there.
 func (w *world) gain(m *member, p int) {
-	m.have.add(p)
-	m.asked.add(p)
+	m.hold(p)
+	m.ask(p)
 	m.missing--
 	m.last = w.now
 	if m.wanted.has(p) {
-		m.wanted.remove(p)
+		m.unwant(p)
 		m.latest = max(m.latest, m.wantedAt[p])
 	}
 	delete(m.orphans, p)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"github.com/shoal-project/shoal/tracker/lease"
 )
 
 // result is one simulated distribution. Copies are body bytes over the model's size.
@@ -14,10 +16,9 @@ type result struct {
 	Bytes int64 `json:"bytes"` // of the model
 	// Ratio is how long the last node took over how long one alone would, for the part that was played. A
 	// whole model's is lower: its start and end weigh less.
-	Ratio        float64      `json:"ratio"`
-	OriginCopies float64      `json:"origin_copies"` // sent by the mirror, from which the leases are read
-	Calibration  []comparison `json:"calibration"`
-	Calibrated   bool         `json:"calibrated"` // all of them are within 10 %
+	Ratio        float64 `json:"ratio"`
+	OriginCopies float64 `json:"origin_copies"` // sent by the mirror, from which the leases are read
+	calibration
 
 	SimulatedBytes int64 `json:"simulated_bytes"`
 	// WholeRatio extrapolates to all bytes: the last node's time, and for each layer that was not played
@@ -38,7 +39,9 @@ type result struct {
 	TrackerCPU    float64 `json:"tracker_cpu_cores"` // processor seconds a second in the handler
 	TrackerPeak   float64 `json:"tracker_cpu_cores_max"`
 	MessageMicros float64 `json:"tracker_cpu_us_per_message"`
-	Leases        leases  `json:"leases"`
+	// IdleMessages is what complete nodes will announce a second once all have all layers.
+	IdleMessages float64 `json:"tracker_idle_messages_per_s"`
+	Leases       leases  `json:"leases"`
 
 	Layers     int     `json:"layers"`
 	PieceBytes int64   `json:"piece_bytes"`
@@ -120,6 +123,7 @@ func (w *world) result(wholeLayers int) (result, error) {
 		TrackerCPU:    w.tracker.cpu.Seconds() / seconds,
 		TrackerPeak:   slices.Max(w.load.cpu).Seconds(),
 		MessageMicros: float64(w.tracker.cpu.Microseconds()) / float64(w.tracker.messages),
+		IdleMessages:  float64(w.cfg.Nodes*wholeLayers) / lease.DefaultConfig().IdleInterval.Seconds(),
 		Layers:        w.cfg.Layers, PieceBytes: w.layers[0].length, Unit: "block", Seed: w.cfg.Seed, Events: w.queue.seq,
 	}
 	if w.cfg.Coarse {

@@ -90,7 +90,7 @@ func (w *world) answered(m *member) {
 func (w *world) endLease(m *member, p int) {
 	t := &m.talk
 	t.open = slices.DeleteFunc(t.open, func(i int) bool { return i == p })
-	delete(m.leased, p)
+	m.lease(p, false)
 	t.ended = true
 	w.announce(m)
 }
@@ -98,7 +98,7 @@ func (w *world) endLease(m *member, p int) {
 // begin fetches a leased piece from the mirror.
 func (w *world) begin(m *member, p int) {
 	m.talk.open = append(m.talk.open, p)
-	m.leased[p] = true
+	m.lease(p, true)
 	for _, id := range m.origins {
 		c := w.conns[id]
 		if c.pending() > 0 {
@@ -174,7 +174,7 @@ const dialTime = 20 * time.Millisecond
 func (w *world) stuck(m *member) []int {
 	var out []int
 	for p, since := range m.orphans {
-		if m.avail[p] == 0 && w.now-since > swarm.OrphanAfter {
+		if m.cells[p].avail == 0 && w.now-since > swarm.OrphanAfter {
 			out = append(out, p)
 		}
 	}
@@ -184,14 +184,12 @@ func (w *world) stuck(m *member) []int {
 	if !silent && m.latest <= swarm.OvertakenAfter {
 		return out
 	}
-	for i, word := range m.wanted {
-		eachOf(i, word, func(p int) {
-			at := m.wantedAt[p]
-			late := silent && w.now-at > swarm.SilentAfter || m.latest-at > swarm.OvertakenAfter
-			if late && len(out) < swarm.MaxStuck {
-				out = append(out, p)
-			}
-		})
+	for p := range m.wanted.all() {
+		at := m.wantedAt[p]
+		late := silent && w.now-at > swarm.SilentAfter || m.latest-at > swarm.OvertakenAfter
+		if late && len(out) < swarm.MaxStuck {
+			out = append(out, p)
+		}
 	}
 	return out
 }
@@ -199,11 +197,10 @@ func (w *world) stuck(m *member) []int {
 // doubts names what swarm's trust would.
 func (w *world) doubts(m *member) []string {
 	t := &m.talk
-	for _, id := range m.conns {
-		c := w.conns[id]
-		who := w.members[c.peer].node.id
+	for _, l := range m.links {
+		who := l.peer.node.id
 		if at, near := t.heard[who]; near {
-			t.heard[who] = max(at, c.gave)
+			t.heard[who] = max(at, l.out.gave)
 		}
 	}
 	var out []string

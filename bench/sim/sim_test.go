@@ -130,7 +130,10 @@ func TestChoice(t *testing.T) {
 	l := &layer{pieces: 6, blocks: 4}
 	m := &member{
 		layer: l, have: newSet(6), asked: newSet(6), wanted: newSet(6),
-		avail: []uint8{3, 1, 2, 3, 1, 1}, blocks: make([]progress, 6),
+		blocks: make([]progress, 6),
+	}
+	for _, avail := range []uint8{3, 1, 2, 3, 1, 1} {
+		m.cells = append(m.cells, cell{avail: avail})
 	}
 	told := newSet(6)
 	for p := range 6 {

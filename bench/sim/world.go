@@ -234,9 +234,7 @@ func (w *world) happen(e event) error {
 	case hostFree:
 		w.kick(w.hosts[e.a])
 	case blockArrives:
-		c := w.conns[e.a]
-		w.arrive(c, request{piece: e.b, block: e.block})
-		w.kick(w.members[c.peer].node.host)
+		w.arrive(w.conns[e.a], request{piece: e.b, block: e.block})
 	case pieceTold:
 		w.tell(w.members[e.a], int(e.b))
 	case announceDue:
