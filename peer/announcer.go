@@ -64,6 +64,7 @@ type announcer struct {
 	born  time.Time
 	lost  time.Time // the first announce in a row that the tracker did not answer
 	tried time.Time // the last one
+	why   error     // what the tracker said then, or that it said nothing
 }
 
 func newAnnouncer(cfg Config, c *contact, key client.Key, size int64) *announcer {
@@ -77,14 +78,16 @@ func (a *announcer) Announce(ctx context.Context, r swarm.Report) (swarm.Reply, 
 	err := errNoTracker
 	if a.cfg.Tracker != nil {
 		if now := time.Now(); a.worthATry(now) {
-			var reply swarm.Reply
-			if reply, err = a.toTracker(ctx, r); err == nil {
+			reply, err := a.toTracker(ctx, r)
+			if err == nil {
 				return reply, nil
 			}
+			a.why = err
 			if a.lost.IsZero() {
 				a.lost = now
 			}
 		}
+		err = a.why
 		if time.Since(a.lost) <= trackerLost {
 			return swarm.Reply{}, err
 		}

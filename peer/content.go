@@ -73,21 +73,42 @@ func (c *content) validate() error {
 	if (c.Model == nil) == (c.Foreign == nil) {
 		return errors.New("is neither one image nor the other")
 	}
-	if err := c.manifest().Validate(); err != nil {
-		return err
+	if err := checkDigest(c.manifest()); err != nil {
+		return fmt.Errorf("manifest: %w", err)
+	}
+	left := int64(maxImage)
+	take := func(size int64) error {
+		if size < 0 || size > left {
+			return fmt.Errorf("layer of %d bytes is out of range", size)
+		}
+		left -= size
+		return nil
 	}
 	if c.Model != nil {
 		for _, l := range c.Model.Layers {
-			if err := l.Validate(); err != nil {
+			if err := errors.Join(l.Validate(), take(l.Size)); err != nil {
 				return err
 			}
 		}
-		return nil
-	}
-	for _, l := range c.Foreign.Layers {
-		if err := l.Digest.Validate(); err != nil || l.Size < 0 {
-			return fmt.Errorf("layer %q of %d bytes", l.Digest, l.Size)
+	} else {
+		for _, l := range c.Foreign.Layers {
+			if err := errors.Join(checkDigest(l.Digest), take(l.Size)); err != nil {
+				return err
+			}
 		}
+	}
+	if len(c.specs()) == 0 {
+		return errors.New("has no layers")
+	}
+	return nil
+}
+
+// maxImage bounds an image, in bytes, so that sums of sizes cannot overflow.
+const maxImage = 1 << 60
+
+func checkDigest(d digest.Digest) error {
+	if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
+		return fmt.Errorf("%.100q is not a sha256 digest", d.String())
 	}
 	return nil
 }

@@ -48,6 +48,16 @@ func (sd *seed) join(ctx context.Context, t swarm.Torrent, storage swarm.Storage
 	return m, nil
 }
 
+// underWay reports whether pieces are still to come.
+func (m *membership) underWay() bool {
+	select {
+	case <-m.ended:
+		return false
+	default:
+		return m.session.Missing() > 0
+	}
+}
+
 // stop leaves the swarm and returns why the session could not go on, nil where it could have.
 func (m *membership) stop() error {
 	m.cancel()

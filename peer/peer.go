@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
@@ -63,6 +65,8 @@ type Peer struct {
 	memory  memory
 	keeper  *pagecache.Keeper
 	changed chan struct{} // a model's state changed: report at once
+
+	pinning sync.Mutex // held while a pin changes; taken before mu
 
 	mu    sync.Mutex
 	tasks map[string]*task // by name and reference
@@ -211,7 +215,7 @@ func (p *Peer) desiredLoop(ctx context.Context, group *errgroup.Group) error {
 // follow starts and stops tasks so that they are those of models and of Config.Models.
 func (p *Peer) follow(ctx context.Context, group *errgroup.Group, models []client.DesiredModel) {
 	models = slices.Concat(p.cfg.Models, models)
-	slices.SortStableFunc(models, func(a, b client.DesiredModel) int { return b.Priority - a.Priority })
+	slices.SortStableFunc(models, func(a, b client.DesiredModel) int { return cmp.Compare(b.Priority, a.Priority) })
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	wanted := map[string]bool{}
@@ -236,12 +240,29 @@ func (p *Peer) follow(ctx context.Context, group *errgroup.Group, models []clien
 	for key, t := range p.tasks {
 		if !wanted[key] {
 			p.log.Info("a model is not desired any more", "model", t.model.Name, "reference", t.model.Reference)
+			t.unwanted.Store(true) // before it ends, which unpins
 			t.cancel()
-			t.unwanted.Store(true)
 			delete(p.tasks, key)
 		}
 	}
 	p.notify()
+}
+
+// unpin lets manifest go, unless another desired model is the same image. p.pinning is held.
+func (p *Peer) unpin(manifest digest.Digest) error {
+	for _, t := range p.all() {
+		if image := t.known(); image != nil && image.manifest() == manifest {
+			return nil
+		}
+	}
+	return p.cfg.Store.Unpin(manifest, pinOwner)
+}
+
+// all returns the tasks in no order.
+func (p *Peer) all() []*task {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Collect(maps.Values(p.tasks))
 }
 
 // priorityCheck is how often a model that gives way looks again.
@@ -312,13 +333,7 @@ func (p *Peer) reportLoop(ctx context.Context) error {
 }
 
 func (p *Peer) progress() (models []client.ModelProgress, busy bool) {
-	p.mu.Lock()
-	tasks := make([]*task, 0, len(p.tasks))
-	for _, t := range p.tasks {
-		tasks = append(tasks, t)
-	}
-	p.mu.Unlock()
-	for _, t := range tasks {
+	for _, t := range p.all() {
 		m := t.progress()
 		models = append(models, m)
 		busy = busy || m.State != StateReady

@@ -20,13 +20,18 @@ type seeds struct {
 	contact *contact
 	running sync.WaitGroup
 
-	mu    sync.Mutex
-	byKey map[store.Key]*seed
-	past  swarm.Stats // of sessions that ended
+	mu      sync.Mutex
+	byKey   map[store.Key]*seed
+	busy    map[store.Key]chan struct{} // layers being opened or left; closed at the end of that
+	past    swarm.Stats                 // of sessions that ended
+	spoiled chan struct{}               // closed and replaced when a seed is not ready any more
 }
 
 func newSeeds(cfg Config) *seeds {
-	return &seeds{cfg: cfg, log: cfg.Logger, contact: &contact{}, byKey: map[store.Key]*seed{}}
+	return &seeds{
+		cfg: cfg, log: cfg.Logger, contact: &contact{}, byKey: map[store.Key]*seed{},
+		busy: map[store.Key]chan struct{}{}, spoiled: make(chan struct{}),
+	}
 }
 
 // inventory returns the keys of the swarms in which the node takes part.
@@ -63,11 +68,11 @@ type seed struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // run has returned
 
-	ready chan struct{} // the whole sha256 was checked
 	mu    sync.Mutex
-	refs  int
-	err   error // why it never will be ready
-	why   error // why nothing comes at the moment, beside what the sessions say
+	ready chan struct{} // closed when the whole sha256 was checked; another one after a scrub found damage
+	refs  int           // guarded by seeds.mu
+	err   error         // why it never will be ready
+	why   error         // why nothing comes at the moment, beside what the sessions say
 	live  []*membership
 	past  swarm.Stats
 	scrub chan chan []int // asks run to hash everything again
@@ -78,15 +83,55 @@ type seed struct {
 }
 
 // acquire joins the swarm of a layer, or returns the seed that is in it already. The caller calls
-// release. open gives the repositories, which stay open for as long as the seed lives.
-func (s *seeds) acquire(ctx context.Context, spec store.Spec, open func() ([]*registry.Repository, error)) (*seed, error) {
+// release. open gives the repositories, which stay open for as long as the seed lives. What the part
+// has counted so far was for others.
+func (s *seeds) acquire(ctx context.Context, spec store.Spec, open func() ([]*registry.Repository, error)) (part, error) {
 	key := spec.Key()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if sd := s.byKey[key]; sd != nil && sd.failure() == nil {
-		sd.refs++
-		return sd, nil
+	for {
+		s.mu.Lock()
+		if busy := s.busy[key]; busy != nil {
+			s.mu.Unlock()
+			select {
+			case <-busy:
+				continue
+			case <-ctx.Done():
+				return part{}, ctx.Err()
+			}
+		}
+		if sd := s.byKey[key]; sd != nil && sd.failure() == nil {
+			sd.refs++
+			s.mu.Unlock()
+			return part{sd, sd.stats()}, nil
+		}
+		done := s.occupy(key)
+		s.mu.Unlock()
+		// Without the lock: the store may have to hash what it has of the layer.
+		sd, err := s.begin(ctx, spec, open)
+		s.mu.Lock()
+		if err == nil {
+			s.byKey[key] = sd
+		}
+		s.mu.Unlock()
+		done()
+		return part{seed: sd}, err
 	}
+}
+
+// occupy makes acquires of key wait until the returned function is called. s.mu is held now, and not
+// then.
+func (s *seeds) occupy(key store.Key) (done func()) {
+	busy := make(chan struct{})
+	s.busy[key] = busy
+	return func() {
+		s.mu.Lock()
+		delete(s.busy, key)
+		s.mu.Unlock()
+		close(busy)
+	}
+}
+
+// begin opens the blob and starts the seed's run.
+func (s *seeds) begin(ctx context.Context, spec store.Spec, open func() ([]*registry.Repository, error)) (*seed, error) {
 	blob, err := s.cfg.Store.Create(ctx, spec)
 	if err != nil {
 		return nil, err
@@ -97,10 +142,9 @@ func (s *seeds) acquire(ctx context.Context, spec store.Spec, open func() ([]*re
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	sd := &seed{
-		all: s, key: key, size: spec.Size, layer: spec.Layer, blob: blob, repos: repos, cancel: cancel, refs: 1,
+		all: s, key: spec.Key(), size: spec.Size, layer: spec.Layer, blob: blob, repos: repos, cancel: cancel, refs: 1,
 		ended: make(chan struct{}), ready: make(chan struct{}), scrub: make(chan chan []int),
 	}
-	s.byKey[key] = sd
 	s.running.Go(func() {
 		defer close(sd.ended)
 		sd.run(life)
@@ -108,18 +152,20 @@ func (s *seeds) acquire(ctx context.Context, spec store.Spec, open func() ([]*re
 	return sd, nil
 }
 
-// release gives up one acquire. The last one leaves the swarm and waits for that.
+// release gives up one acquire. The last one leaves the swarm and waits for that; who acquires the
+// layer meanwhile waits too, because a node cannot be in one swarm twice.
 func (s *seeds) release(sd *seed) {
 	s.mu.Lock()
 	sd.refs--
-	last := sd.refs == 0
-	if last && s.byKey[sd.key] == sd {
-		delete(s.byKey, sd.key)
-	}
-	s.mu.Unlock()
-	if !last {
+	if sd.refs > 0 {
+		s.mu.Unlock()
 		return
 	}
+	if s.byKey[sd.key] == sd {
+		delete(s.byKey, sd.key)
+		defer s.occupy(sd.key)()
+	}
+	s.mu.Unlock()
 	sd.cancel()
 	<-sd.ended
 	for _, repo := range sd.repos {
@@ -228,11 +274,28 @@ func (sd *seed) finish(ctx context.Context) error {
 // unready takes finish back.
 func (sd *seed) unready() {
 	sd.mu.Lock()
-	defer sd.mu.Unlock()
 	select {
 	case <-sd.ready:
 		sd.ready = make(chan struct{})
 	default:
+	}
+	sd.mu.Unlock()
+	sd.all.spoil()
+}
+
+// readiness is closed once the layer is whole and checked. After damage was found it is another one.
+func (sd *seed) readiness() chan struct{} {
+	sd.mu.Lock()
+	defer sd.mu.Unlock()
+	return sd.ready
+}
+
+func (sd *seed) isReady() bool {
+	select {
+	case <-sd.readiness():
+		return true
+	default:
+		return false
 	}
 }
 
@@ -240,6 +303,7 @@ func (sd *seed) fail(err error) {
 	sd.mu.Lock()
 	sd.err = err
 	sd.mu.Unlock()
+	sd.all.spoil()
 	sd.all.log.Error("a layer cannot be had", "digest", sd.key.Digest, "err", err)
 }
 
@@ -251,11 +315,8 @@ func (sd *seed) failure() error {
 
 // await waits until the layer is whole and checked.
 func (sd *seed) await(ctx context.Context) error {
-	sd.mu.Lock()
-	ready := sd.ready
-	sd.mu.Unlock()
 	select {
-	case <-ready:
+	case <-sd.readiness():
 		return nil
 	case <-sd.ended:
 		if err := sd.failure(); err != nil {
@@ -302,16 +363,29 @@ func add(a, b swarm.Stats) swarm.Stats {
 	return swarm.Stats{Origin: a.Origin + b.Origin, Peers: a.Peers + b.Peers, Sent: a.Sent + b.Sent, Wasted: a.Wasted + b.Wasted}
 }
 
+// spoil wakes those who look after models that were ready.
+func (s *seeds) spoil() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.spoiled)
+	s.spoiled = make(chan struct{})
+}
+
+// spoils returns what is closed at the next spoil.
+func (s *seeds) spoils() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spoiled
+}
+
 // scrubLoop hashes every ready layer again, each once in every.
 func (s *seeds) scrubLoop(ctx context.Context, every time.Duration) error {
 	for pause(ctx, every) {
 		s.mu.Lock()
 		var now []*seed
 		for _, sd := range s.byKey {
-			select {
-			case <-sd.ready:
+			if sd.isReady() {
 				now = append(now, sd)
-			default:
 			}
 		}
 		s.mu.Unlock()

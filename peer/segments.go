@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"reflect"
 	"strconv"
 	"sync"
 	"time"
@@ -38,7 +39,8 @@ func (sd *seed) segmented(ctx context.Context) (err error) {
 	var joined []*membership
 	defer func() {
 		for _, m := range joined {
-			if stopped := m.stop(); stopped != nil && ctx.Err() == nil {
+			// What a session could not bring was fetched alone, so that its error only explains another.
+			if stopped := m.stop(); stopped != nil && err != nil && ctx.Err() == nil {
 				err = errors.Join(err, stopped)
 			}
 		}
@@ -77,32 +79,34 @@ func (sd *seed) segmented(ctx context.Context) (err error) {
 // again reports whether a blob that came wrong is fetched once more.
 func (sd *seed) again(e *store.CorruptError) bool {
 	sd.wrong++
+	sd.known = nil // the mirror may have described the wrong bytes
 	sd.setTrouble(e)
 	sd.all.log.Error("a blob came wrong and is fetched again", "digest", sd.key.Digest, "err", e)
 	return sd.wrong < wrongCopies
 }
 
-// awaitSegments waits until at most open segments are on their way.
+// awaitSegments waits until at most open segments are on their way. One whose session ended is not.
 func awaitSegments(ctx context.Context, joined []*membership, open int) error {
-	for _, m := range joined {
-		missing := 0
-		for _, other := range joined {
-			if other.session.Missing() > 0 {
-				missing++
+	for {
+		events := []reflect.SelectCase{{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ctx.Done())}}
+		under := 0
+		for _, m := range joined {
+			if !m.underWay() {
+				continue
+			}
+			under++
+			for _, ch := range []<-chan struct{}{m.session.Done(), m.ended} {
+				events = append(events, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(ch)})
 			}
 		}
-		if missing <= open {
+		if under <= open {
 			return nil
 		}
-		select {
-		case <-m.session.Done():
-		case <-m.ended:
-			return nil // its stop says why, after everything was stopped
-		case <-ctx.Done():
+		// Whichever comes next: the first one may be the slowest.
+		if chosen, _, _ := reflect.Select(events); chosen == 0 {
 			return ctx.Err()
 		}
 	}
-	return nil
 }
 
 // joinSegment joins the swarm of segment i. Where the mirror does not describe it, the segment is
@@ -269,6 +273,9 @@ func (s *segment) outer(i int) int {
 
 // ReadAt implements swarm.Storage.
 func (s *segment) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read at %d of a segment", off)
+	}
 	if off >= s.n {
 		return 0, io.EOF
 	}
@@ -280,23 +287,38 @@ func (s *segment) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// WriteAt implements swarm.Storage.
+// WriteAt implements swarm.Storage. What falls into a marked piece is dropped.
 func (s *segment) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > s.n-int64(len(p)) {
 		return 0, fmt.Errorf("write of %d bytes at %d passes the segment's end at %d", len(p), off, s.n)
 	}
-	return s.blob.WriteAt(p, s.off+off)
+	done := 0
+	for done < len(p) {
+		at := off + int64(done)
+		i := at / s.length
+		n := int(min(int64(len(p)-done), (i+1)*s.length-at))
+		if !s.Have(int(i)) {
+			if k, err := s.blob.WriteAt(p[done:done+n], s.off+at); err != nil {
+				return done + k, err
+			}
+		}
+		done += n
+	}
+	return done, nil
 }
 
 // Have implements swarm.Storage.
 func (s *segment) Have(i int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.have[i]
+	return i >= 0 && i < len(s.have) && s.have[i]
 }
 
 // MarkPiece implements swarm.Storage.
 func (s *segment) MarkPiece(i int) error {
+	if i < 0 || i >= len(s.have) {
+		return fmt.Errorf("piece %d of a segment of %d", i, len(s.have))
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.have[i] {

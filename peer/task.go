@@ -45,7 +45,7 @@ type task struct {
 	mu    sync.Mutex
 	state string
 	err   error
-	image *content
+	image *content // what the reference means, or meant when it was last resolved; nil where nobody knows
 	parts []part
 	took  time.Duration // from the start to Ready
 	tree  string        // where it is published; "" where it is not
@@ -58,10 +58,14 @@ type part struct {
 }
 
 func newTask(p *Peer, m client.DesiredModel) *task {
-	return &task{
+	t := &task{
 		peer: p, model: m, started: time.Now(), state: StateResolving,
 		log: p.log.With("model", m.Name, "reference", m.Reference),
 	}
+	if image, err := p.memory.image(m.Reference); err == nil {
+		t.image = image // and pinned: an earlier run of the node may have held it
+	}
+	return t
 }
 
 // run tries until ctx ends.
@@ -78,11 +82,43 @@ func (t *task) run(ctx context.Context) {
 		}
 		t.set(StateResolving, err)
 	}
-	if t.unwanted.Load() && t.image != nil {
-		if err := t.peer.cfg.Store.Unpin(t.image.manifest(), pinOwner); err != nil {
+	if t.unwanted.Load() {
+		if err := t.unpin(); err != nil {
 			t.log.Error("the model stays pinned", "err", err)
 		}
 	}
+}
+
+// pin keeps image in the store, and what the reference meant before no longer.
+func (t *task) pin(image *content) error {
+	t.peer.pinning.Lock()
+	defer t.peer.pinning.Unlock()
+	if err := t.peer.cfg.Store.Pin(image.manifest(), pinOwner); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	before := t.image
+	t.image = image
+	t.mu.Unlock()
+	if before == nil || before.manifest() == image.manifest() {
+		return nil
+	}
+	return t.peer.unpin(before.manifest())
+}
+
+func (t *task) unpin() error {
+	t.peer.pinning.Lock()
+	defer t.peer.pinning.Unlock()
+	if image := t.known(); image != nil {
+		return t.peer.unpin(image.manifest())
+	}
+	return nil
+}
+
+func (t *task) known() *content {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.image
 }
 
 func (t *task) set(state string, err error) {
@@ -107,10 +143,7 @@ func (t *task) try(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("image %s: %w", t.model.Reference, err)
 	}
-	t.mu.Lock()
-	t.image = image
-	t.mu.Unlock()
-	if err := t.peer.cfg.Store.Pin(image.manifest(), pinOwner); err != nil {
+	if err := t.pin(image); err != nil {
 		return err
 	}
 	t.set(StateFetching, nil)
@@ -178,14 +211,14 @@ func (t *task) begin(ctx context.Context, repos []*registry.Repository, spec sto
 		fresh, _, err := t.peer.cfg.Origins.open(t.model.Reference)
 		return fresh, err
 	}
-	sd, err := t.peer.seeds.acquire(ctx, spec, open)
+	p, err := t.peer.seeds.acquire(ctx, spec, open)
 	if err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
-	t.parts = append(t.parts, part{sd, sd.stats()})
+	t.parts = append(t.parts, p)
 	t.mu.Unlock()
-	return sd, nil
+	return p.seed, nil
 }
 
 // hashes brings the layer's hash layer: the store has it, or the tracker, or the registry.
@@ -217,6 +250,11 @@ func (t *task) hashes(ctx context.Context, repos []*registry.Repository, layer m
 // hold publishes the model and keeps it right until ctx ends.
 func (t *task) hold(ctx context.Context, image *content) error {
 	for {
+		parts := t.held()
+		whole := make([]chan struct{}, len(parts)) // before publishing: what breaks meanwhile counts
+		for i, p := range parts {
+			whole[i] = p.seed.readiness()
+		}
 		path, err := image.publish(ctx, t.peer.cfg.Store, t.model.Name)
 		if err != nil {
 			return err
@@ -226,7 +264,7 @@ func (t *task) hold(ctx context.Context, image *content) error {
 		t.mu.Unlock()
 		t.set(StateReady, nil)
 		t.log.Info("the model is ready", "path", path, "bytes", t.progress().Total, "dur", t.took)
-		if err := t.untilBroken(ctx); err != nil {
+		if err := t.untilBroken(ctx, parts, whole); err != nil {
 			return err
 		}
 		t.log.Error("the model on disk is damaged: it is withdrawn until it is mended")
@@ -237,7 +275,7 @@ func (t *task) hold(ctx context.Context, image *content) error {
 			return err
 		}
 		t.set(StateFetching, errScrubbed)
-		for _, p := range t.held() {
+		for _, p := range parts {
 			if err := p.seed.await(ctx); err != nil {
 				return err
 			}
@@ -245,28 +283,23 @@ func (t *task) hold(ctx context.Context, image *content) error {
 	}
 }
 
-// untilBroken returns nil when a layer is not ready any more.
-func (t *task) untilBroken(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
+// untilBroken returns nil when a layer is not ready any more, or was not for a while, since it had the
+// readiness in whole: the tree has to be looked at again even where the layer was mended meanwhile.
+func (t *task) untilBroken(ctx context.Context, parts []part, whole []chan struct{}) error {
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
-		for _, p := range t.held() {
+		spoils := t.peer.seeds.spoils()
+		for i, p := range parts {
 			if err := p.seed.failure(); err != nil {
 				return err
 			}
-			p.seed.mu.Lock()
-			ready := p.seed.ready
-			p.seed.mu.Unlock()
-			select {
-			case <-ready:
-			default:
+			if p.seed.readiness() != whole[i] {
 				return nil
 			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-spoils:
 		}
 	}
 }
