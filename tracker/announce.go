@@ -61,7 +61,6 @@ func (s *Server) announce(w http.ResponseWriter, r *http.Request, who caller) er
 			return err
 		}
 		if ok {
-			reply.Peers = append(reply.Peers, s.beyond(sw, a.peer.Node)...)
 			s.metrics.announces.Inc()
 			return writeJSON(w, http.StatusOK, reply)
 		}
@@ -90,11 +89,8 @@ func checkAnnounce(key client.Key, wire client.Announce) (announced, error) {
 	if err := checkSize(wire.Size); err != nil {
 		return none, err
 	}
-	if err := checkText("zone", wire.Zone, maxLabel); err != nil {
-		return none, err
-	}
 	a := announced{
-		id:   swarmID{blobID{key, wire.Size}, wire.Zone},
+		id:   swarmID{key: key, size: wire.Size},
 		peer: client.Peer{Node: wire.Node, Zone: wire.Zone, Rack: wire.Rack},
 		left: wire.Left,
 	}
@@ -103,6 +99,9 @@ func checkAnnounce(key client.Key, wire client.Announce) (announced, error) {
 	}
 	var err error
 	if a.peer.Addr, err = checkAddr(wire.Addr); err != nil {
+		return none, err
+	}
+	if err := checkText("zone", wire.Zone, maxLabel); err != nil {
 		return none, err
 	}
 	if err := checkText("rack", wire.Rack, maxLabel); err != nil {

@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// farShare is how many of an asker's peers stand in other racks, if there are so many, and how
-	// many in other zones when it is told of those. With near ones only, a rack would be a swarm of
-	// its own, and what is leased elsewhere would never come in.
+	// farShare is how many of an asker's peers come from each farther place, if it has so many.
+	// With near ones only, a rack would be a swarm of its own, and what is leased elsewhere would
+	// never come in.
 	farShare = client.MaxPeers / 5
 	// resendPeers is how often an unchanged list is sent all the same: a reply may have been lost.
 	resendPeers = 10 * time.Second
@@ -31,54 +31,88 @@ func (sw *swarm) peersFor(m *member, fresh bool, now time.Time) []client.Peer {
 	}
 	near := nearest(m, sw.members)
 	hashes := make([]uint64, len(near))
-	for i, p := range near {
-		hashes[i] = stringHash(p.Node) ^ stringHash(p.Addr)
+	for i, n := range near {
+		hashes[i] = n.hash ^ stringHash(n.peer.Addr)
 	}
 	m.sent.version = sw.version
 	if !due && slices.Equal(hashes, m.sent.hashes) {
 		return nil
 	}
 	m.sent.at, m.sent.hashes = now, hashes
-	return near
+	peers := make([]client.Peer, len(near))
+	for i, n := range near {
+		peers[i] = n.peer
+	}
+	return peers
 }
 
-// sameRack reports whether two nodes of one zone stand in one rack.
-func sameRack(a, b client.Peer) bool { return a.Rack != "" && a.Rack == b.Rack }
+// Places, near to far.
+const (
+	sameRack = iota
+	sameZone
+	elsewhere
+	places
+)
+
+func place(a, b client.Peer) int {
+	switch {
+	case a.Zone == "" || a.Zone != b.Zone:
+		return elsewhere
+	case a.Rack == "" || a.Rack != b.Rack:
+		return sameZone
+	}
+	return sameRack
+}
 
 // nearest chooses at most client.MaxPeers members for m, near ones first. Among equally near ones
 // each asker has an order of its own, so that not everybody dials the same fifty; it is stable, so
 // that a join far behind changes nothing.
-func nearest(m *member, all map[string]*member) []client.Peer {
-	var rack, others ranking
+func nearest(m *member, all map[string]*member) []*member {
+	var byPlace [places]ranking
 	for _, other := range all {
-		switch {
-		case other == m:
-		case sameRack(m.peer, other.peer):
-			rack.add(mix(m.hash, other.hash), other.peer)
-		default:
-			others.add(mix(m.hash, other.hash), other.peer)
+		if other != m {
+			p := place(m.peer, other.peer)
+			byPlace[p].add(mix(m.hash, other.hash), other)
 		}
 	}
-	near := min(len(rack), client.MaxPeers-min(len(others), farShare))
-	chosen := make([]client.Peer, 0, client.MaxPeers)
-	for _, r := range rack[:near] {
-		chosen = append(chosen, r.peer)
+	var have [places]int
+	for p := range byPlace {
+		have[p] = len(byPlace[p])
 	}
-	for _, r := range others[:min(len(others), client.MaxPeers-near)] {
-		chosen = append(chosen, r.peer)
+	chosen := make([]*member, 0, client.MaxPeers)
+	for p, n := range quotas(have) {
+		for _, c := range byPlace[p][:n] {
+			chosen = append(chosen, c.member)
+		}
 	}
 	return chosen
+}
+
+// quotas shares client.MaxPeers among the places of which have members are there: near ones
+// first, but farShare are kept for each farther place.
+func quotas(have [places]int) (take [places]int) {
+	left := client.MaxPeers
+	for p := sameRack + 1; p < places; p++ {
+		take[p] = min(have[p], farShare)
+		left -= take[p]
+	}
+	for p := range have {
+		more := min(have[p]-take[p], left)
+		take[p] += more
+		left -= more
+	}
+	return take
 }
 
 // ranking holds the members with the lowest ranks, client.MaxPeers at most, in order.
 type ranking []ranked
 
 type ranked struct {
-	rank uint64
-	peer client.Peer
+	rank   uint64
+	member *member
 }
 
-func (r *ranking) add(rank uint64, p client.Peer) {
+func (r *ranking) add(rank uint64, m *member) {
 	full := len(*r) == client.MaxPeers
 	if full && rank >= (*r)[len(*r)-1].rank {
 		return
@@ -92,7 +126,7 @@ func (r *ranking) add(rank uint64, p client.Peer) {
 		}
 		return 1
 	})
-	*r = slices.Insert(*r, at, ranked{rank, p})
+	*r = slices.Insert(*r, at, ranked{rank, m})
 }
 
 // mix ranks peer for asker (the finalizer of splitmix64).

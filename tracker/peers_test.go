@@ -21,13 +21,13 @@ func names(peers []client.Peer) []string {
 func TestPeersAreSentWhenTheyChange(t *testing.T) {
 	r := newRegion(t, Config{})
 	key := keyOf(1, model.Hash{})
-	at := func(name, addr, rack string) *node {
+	at := func(name, addr, zone, rack string) *node {
 		n := newNode(r, name, addr, key)
-		n.a.Zone, n.a.Rack = "z1", rack
+		n.a.Zone, n.a.Rack = zone, rack
 		return n
 	}
-	a := at("a", "127.0.0.1:1", "r1")
-	far, rack := at("far", "127.0.0.3:1", "r2"), at("rack", "127.0.0.4:1", "r1")
+	a := at("a", "127.0.0.1:1", "z1", "r1")
+	far, zone, rack := at("far", "127.0.0.2:1", "z2", "r1"), at("zone", "127.0.0.3:1", "z1", "r2"), at("rack", "127.0.0.4:1", "z1", "r1")
 	expect := func(what string, n *node, want ...string) {
 		t.Helper()
 		if got := names(n.ask(0).Peers); !slices.Equal(got, want) {
@@ -40,67 +40,53 @@ func TestPeersAreSentWhenTheyChange(t *testing.T) {
 	expect("nothing new", a)
 	rack.a.Complete = true
 	expect("a near one", rack, "a", "far")
+	zone.ask(0)
 	got := a.ask(0).Peers
 	want := []client.Peer{
 		{Node: "rack", Addr: "127.0.0.4:1", Zone: "z1", Rack: "r1", Complete: true},
-		{Node: "far", Addr: "127.0.0.3:1", Zone: "z1", Rack: "r2"},
+		{Node: "zone", Addr: "127.0.0.3:1", Zone: "z1", Rack: "r2"},
+		{Node: "far", Addr: "127.0.0.2:1", Zone: "z2", Rack: "r1"},
 	}
 	if !slices.Equal(got, want) {
 		t.Fatalf("peers %+v, want near ones first: %+v", got, want)
 	}
-	far.a.Addr = "127.0.0.3:2"
+	far.a.Addr = "127.0.0.2:2"
 	far.ask(0)
-	expect("a new address", a, "rack", "far")
+	expect("a new address", a, "rack", "zone", "far")
 	r.clock.advance(time.Second)
 	expect("nothing new later", a)
 	for range 10 {
 		r.clock.advance(time.Second)
-		for _, n := range []*node{far, rack} {
+		for _, n := range []*node{far, zone, rack} {
 			n.ask(0)
 		}
 	}
-	expect("after a reply that may be lost", a, "rack", "far")
+	expect("after a reply that may be lost", a, "rack", "zone", "far")
 	// A node that was started again knows nobody.
-	again := at("a", "127.0.0.1:1", "r1")
-	expect("a fresh process", again, "rack", "far")
+	again := at("a", "127.0.0.1:1", "z1", "r1")
+	expect("a fresh process", again, "rack", "zone", "far")
 	far.a.Left = true
 	far.ask(0)
-	expect("a leave", a, "rack")
+	expect("a leave", a, "rack", "zone")
 }
 
-func TestNearest(t *testing.T) {
-	for _, tt := range []struct {
-		name                 string
-		inRack, others       int
-		wantRack, wantOthers int
+func TestQuotas(t *testing.T) {
+	tests := []struct {
+		name       string
+		have, want [places]int
 	}{
-		{"nobody", 0, 0, 0, 0},
-		{"few", 3, 2, 3, 2},
-		{"a full rack", 100, 100, 40, 10},
-		{"a full rack alone", 100, 0, 50, 0},
-		{"a full rack and few others", 100, 3, 47, 3},
-		{"a small rack", 2, 100, 2, 48},
-	} {
+		{"nobody", [places]int{}, [places]int{}},
+		{"few", [places]int{3, 2, 1}, [places]int{3, 2, 1}},
+		{"a full rack", [places]int{100, 100, 100}, [places]int{30, 10, 10}},
+		{"a full rack alone", [places]int{100, 0, 0}, [places]int{50, 0, 0}},
+		{"a small zone", [places]int{100, 3, 0}, [places]int{47, 3, 0}},
+		{"a small rack", [places]int{2, 100, 100}, [places]int{2, 38, 10}},
+		{"no places known", [places]int{0, 0, 100}, [places]int{0, 0, 50}},
+	}
+	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			m := &member{peer: client.Peer{Node: "m", Rack: "r"}}
-			all := map[string]*member{"m": m}
-			for i := range tt.inRack + tt.others {
-				p := client.Peer{Node: fmt.Sprint("node-", i)}
-				if i < tt.inRack {
-					p.Rack = "r"
-				}
-				all[p.Node] = &member{peer: p, hash: stringHash(p.Node)}
-			}
-			var rack, others int
-			for _, p := range nearest(m, all) {
-				if sameRack(m.peer, p) {
-					rack++
-				} else {
-					others++
-				}
-			}
-			if rack != tt.wantRack || others != tt.wantOthers {
-				t.Errorf("%d of the rack and %d others, want %d and %d", rack, others, tt.wantRack, tt.wantOthers)
+			if got := quotas(tt.have); got != tt.want {
+				t.Errorf("quotas(%v) = %v, want %v", tt.have, got, tt.want)
 			}
 		})
 	}
@@ -110,18 +96,19 @@ func TestNearest(t *testing.T) {
 // nobody is dialled by all.
 func TestPeersSpread(t *testing.T) {
 	tests := []struct {
-		name         string
-		nodes, racks int
+		name                string
+		nodes, zones, racks int
 	}{
-		{"one place", 400, 1},
-		{"racks larger than a list", 400, 4},
-		{"many racks", 400, 40},
+		{"one place", 400, 1, 1},
+		{"racks larger than a list", 400, 1, 4},
+		{"zones larger than a list", 400, 4, 1},
+		{"many racks", 400, 3, 40},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			all := map[string]*member{}
 			for i := range tt.nodes {
-				p := client.Peer{Node: fmt.Sprint("node-", i), Rack: fmt.Sprint(i % tt.racks)}
+				p := client.Peer{Node: fmt.Sprint("node-", i), Zone: fmt.Sprint(i % tt.zones), Rack: fmt.Sprint(i / tt.zones % tt.racks)}
 				all[p.Node] = &member{peer: p, hash: stringHash(p.Node)}
 			}
 			dialled := map[string]int{}
@@ -132,20 +119,20 @@ func TestPeersSpread(t *testing.T) {
 					t.Fatalf("%s has %d peers", name, len(list))
 				}
 				seen := map[string]bool{name: true}
-				near := true
+				nearer := sameRack
 				for _, p := range list {
-					if seen[p.Node] {
-						t.Fatalf("%s has %s twice, or itself", name, p.Node)
+					if seen[p.peer.Node] {
+						t.Fatalf("%s has %s twice, or itself", name, p.peer.Node)
 					}
-					seen[p.Node] = true
-					if same := sameRack(m.peer, p); same && !near {
+					seen[p.peer.Node] = true
+					if at := place(m.peer, p.peer); at < nearer {
 						t.Fatalf("%s has nearer peers behind farther ones", name)
 					} else {
-						near = same
+						nearer = at
 					}
-					dialled[p.Node]++
-					neighbours[name] = append(neighbours[name], p.Node)
-					neighbours[p.Node] = append(neighbours[p.Node], name)
+					dialled[p.peer.Node]++
+					neighbours[name] = append(neighbours[name], p.peer.Node)
+					neighbours[p.peer.Node] = append(neighbours[p.peer.Node], name)
 				}
 			}
 			for name, n := range dialled {

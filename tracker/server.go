@@ -1,7 +1,7 @@
 // Package tracker is the service of a region that knows who has what, who fetches what from the
 // origin, and who should hold what.
 //
-// Nodes announce themselves in swarms, one a blob and zone, and get peers and leases (package lease) in the
+// Nodes announce themselves in swarms, one a blob, and get peers and leases (package lease) in the
 // reply; the controller writes the desired set, which nodes long-poll, and reads their progress.
 // The wire types and their client are in package client, which is all that other components see.
 //
@@ -97,7 +97,6 @@ const (
 	keyDigest = "digest"
 	keyPeer   = "peer"
 	keyBytes  = "bytes"
-	keyZone   = "zone"
 )
 
 // Server is one tracker. New makes it.
@@ -111,7 +110,6 @@ type Server struct {
 
 	mu     sync.Mutex
 	swarms map[swarmID]*swarm
-	zones  map[blobID][]*swarm // the same swarms
 
 	hashes   *hashCache
 	desired  desired
@@ -136,7 +134,6 @@ func New(cfg Config) (*Server, error) {
 		metrics: newMetrics(),
 		grace:   grace{interval: cfg.Lease.Interval, long: cfg.Lease.IdleInterval + time.Second},
 		swarms:  map[swarmID]*swarm{},
-		zones:   map[blobID][]*swarm{},
 		hashes:  newHashCache(cfg.HashCacheBytes),
 		stopped: make(chan struct{}),
 	}

@@ -12,20 +12,14 @@ import (
 	"github.com/shoal-project/shoal/tracker/lease"
 )
 
-// blobID names a blob inside the tracker. The size is part of it because nothing here proves a
+// swarmID names a swarm inside the tracker. The size is part of it because nothing here proves a
 // size: a node that lies about it is alone with its lie.
-type blobID struct {
+type swarmID struct {
 	key  client.Key
 	size int64
 }
 
-// swarmID names a swarm: the nodes of one zone that want one blob (zones.go).
-type swarmID struct {
-	blobID
-	zone string
-}
-
-// swarm is the state of one blob in one zone.
+// swarm is the state of one blob.
 type swarm struct {
 	server *Server
 	id     swarmID
@@ -41,7 +35,6 @@ type swarm struct {
 	joined  map[string]struct{} // who was here before, while grace looks at it
 	old     bool                // for grace
 	left    time.Time           // when the last member was seen
-	fed     time.Time           // when a member last gained a piece, or none lacked any
 }
 
 // member is a live node of a swarm.
@@ -49,7 +42,6 @@ type member struct {
 	peer client.Peer
 	hash uint64
 	sent sentPeers
-	held int // pieces
 }
 
 // find returns the swarm with the given id. When it is missing, find makes it, or returns nil for a
@@ -73,14 +65,12 @@ func (s *Server) find(id swarmID, leaves bool) (*swarm, error) {
 		members: map[string]*member{},
 		joined:  map[string]struct{}{},
 		left:    now,
-		fed:     now,
 	}
 	sw.table = lease.New(sw.pieces, s.cfg.Lease, s.grace.end(now, false))
 	sw.stats = sw.table.Stats()
 	s.swarms[id] = sw
-	s.zones[id.blobID] = append(s.zones[id.blobID], sw)
 	s.metrics.swarms.Set(float64(len(s.swarms)))
-	s.log.Info("swarm begins", keyDigest, id.key.Digest, keyBytes, id.size, keyZone, id.zone, "pieces", sw.pieces)
+	s.log.Info("swarm begins", keyDigest, id.key.Digest, keyBytes, id.size, "pieces", sw.pieces)
 	return sw, nil
 }
 
@@ -98,7 +88,7 @@ func (s *Server) evict() bool {
 	if oldest == nil || !oldest.retire(since) {
 		return false
 	}
-	s.forget(oldest)
+	delete(s.swarms, oldest.id)
 	return true
 }
 
@@ -107,18 +97,9 @@ func (s *Server) drop(sw *swarm) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.swarms[sw.id] == sw {
-		s.forget(sw)
+		delete(s.swarms, sw.id)
 		s.metrics.swarms.Set(float64(len(s.swarms)))
-		s.log.Info("swarm ends", keyDigest, sw.id.key.Digest, keyBytes, sw.id.size, keyZone, sw.id.zone)
-	}
-}
-
-// forget removes sw from the maps. It is called with the lock held.
-func (s *Server) forget(sw *swarm) {
-	delete(s.swarms, sw.id)
-	zones := slices.DeleteFunc(s.zones[sw.id.blobID], func(other *swarm) bool { return other == sw })
-	if s.zones[sw.id.blobID] = zones; len(zones) == 0 {
-		delete(s.zones, sw.id.blobID)
+		s.log.Info("swarm ends", keyDigest, sw.id.key.Digest, keyBytes, sw.id.size)
 	}
 }
 
@@ -197,17 +178,11 @@ func (sw *swarm) take(a announced) (reply client.AnnounceReply, ok bool, err err
 		}
 		return reply, true, nil
 	}
-	idle := sw.table.Stats().Complete == len(sw.members)
 	m, err := sw.join(a, now)
 	if err != nil {
 		return reply, true, err
 	}
 	sw.left = now
-	held := a.have.Count()
-	if idle || held > m.held {
-		sw.fed = now
-	}
-	m.held = held
 	sw.table.Report(name, a.have, a.open, a.stuck, now)
 	sw.table.Doubt(name, a.doubts)
 	if a.want > 0 {
@@ -224,7 +199,7 @@ func (sw *swarm) take(a announced) (reply client.AnnounceReply, ok bool, err err
 	if m.peer.Complete {
 		reply.IntervalMS = sw.server.cfg.Lease.IdleInterval.Milliseconds()
 	}
-	reply.Peers = sw.peersFor(m, a.fresh || sw.starves(now), now)
+	reply.Peers = sw.peersFor(m, a.fresh, now)
 	return reply, true, nil
 }
 
@@ -239,7 +214,7 @@ func (sw *swarm) join(a announced, now time.Time) (*member, error) {
 		m = &member{hash: stringHash(sw.server.secret + a.peer.Node)}
 		sw.members[a.peer.Node] = m
 		sw.version++
-	} else if m.peer.Addr != a.peer.Addr || m.peer.Rack != a.peer.Rack {
+	} else if m.peer.Addr != a.peer.Addr || m.peer.Zone != a.peer.Zone || m.peer.Rack != a.peer.Rack {
 		sw.version++
 	}
 	m.peer = a.peer
@@ -270,7 +245,7 @@ func (s *Server) listSwarms(w http.ResponseWriter, _ *http.Request, _ caller) er
 		list = append(list, sw.state())
 	}
 	slices.SortFunc(list, func(a, b client.Swarm) int {
-		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Size, b.Size), cmp.Compare(a.Zone, b.Zone))
+		return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Size, b.Size))
 	})
 	return writeJSON(w, http.StatusOK, list)
 }
@@ -284,7 +259,6 @@ func (sw *swarm) state() client.Swarm {
 	return client.Swarm{
 		Key:      sw.id.key.String(),
 		Size:     sw.id.size,
-		Zone:     sw.id.zone,
 		Pieces:   st.Pieces,
 		Held:     st.Held,
 		Leased:   st.Leased,

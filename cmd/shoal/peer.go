@@ -54,8 +54,8 @@ has come from the mirror, and from --upstream when the mirror does not deliver.`
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", host, "the node's name, as in its certificate")
-	fl.StringVar(&f.zone, "zone", "", "zone in which the node stands: the nodes of a zone share among themselves, and each piece enters it once")
-	fl.StringVar(&f.rack, "rack", "", "rack in which the node stands: near nodes are preferred")
+	fl.StringVar(&f.zone, "zone", "", "zone in which the node stands: near nodes are preferred")
+	fl.StringVar(&f.rack, "rack", "", "rack in which the node stands")
 	fl.StringVar(&f.dir, "dir", "", "folder for blobs and models (required)")
 	fl.StringVar(&f.tracker, "tracker", "", "address of the tracker, https://HOST:PORT; none with --gossip and --model")
 	fl.StringVar(&f.mirror, "mirror", "", "address of the mirror, https://HOST:PORT")

@@ -74,7 +74,6 @@ type Announce struct {
 	Node string `json:"node"`
 	// Addr is the IP:port on which the node accepts peers of the swarm.
 	Addr string `json:"addr"`
-	// Zone is where the node stands: a zone's members are a swarm of their own. Rack is where in it.
 	Zone string `json:"zone,omitempty"`
 	Rack string `json:"rack,omitempty"`
 	// Size is the blob's size in bytes; the number of pieces follows from it (model.NumPieces).
@@ -204,7 +203,6 @@ type Progress struct {
 type Swarm struct {
 	Key      string  `json:"key"`
 	Size     int64   `json:"size"`
-	Zone     string  `json:"zone,omitempty"`
 	Pieces   int     `json:"pieces"`
 	Held     int     `json:"held"`     // pieces that at least one live node holds
 	Leased   int     `json:"leased"`   // open leases
