@@ -122,7 +122,7 @@ func calibrate(lines []measured, seed uint64) (all calibration, err error) {
 			if err := w.run(); err != nil {
 				return all, fmt.Errorf("calibration with %d nodes: %w", m.Nodes, err)
 			}
-			ratios, copies = append(ratios, w.ratio()), append(copies, w.copies())
+			ratios, copies = append(ratios, w.ratio(false)), append(copies, w.copies())
 		}
 		slices.Sort(ratios)
 		slices.Sort(copies)

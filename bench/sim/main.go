@@ -51,8 +51,9 @@ whose receiver is busy is passed over.
 Of a large model only the first layers are played (--played), by all nodes: a node fetches three layers
 side by side, each of which is a swarm of its own, so the others repeat what these show. "ratio" and
 "origin_copies" are those of the part that was played, with its start and its end, which weigh less in
-the whole; "whole_ratio" extrapolates. The lost nodes die within the part that was played; every second
-one is replaced by a new node, whose time counts from when it came.
+the whole; "whole_ratio" extrapolates. The lost nodes die within the part that was played. Every second
+one is replaced by a new node, which starts cold; "replacement_ratio" is the last such node's, from when
+it came.
 
 Not modelled: the time that the library holds its lock, TCP's slow start and loss, disks, machines that
 vanish without closing their connections, request stealing, dials between complete nodes, a tracker that
@@ -176,9 +177,9 @@ func play(f flags, out, progress io.Writer) error {
 		return err
 	}
 	r.calibration = trust
-	fmt.Fprintf(out, "\n%d of %d layers of %s in pieces of %s, %d nodes at %s, %d lost: ratio %.3f (whole %.3f), copies %.3f; tracker %.0f messages/s, %.2f cores\n",
+	fmt.Fprintf(out, "\n%d of %d layers of %s in pieces of %s, %d nodes at %s, %d lost: ratio %.3f (whole %.3f, replacements %.3f), copies %.3f; tracker %.0f messages/s, %.2f cores\n",
 		r.Layers, f.layers, units.HumanSize(float64(cfg.LayerBytes)), units.BytesSize(float64(r.PieceBytes)), r.Nodes, r.Rate, r.LostNodes,
-		r.Ratio, r.WholeRatio, r.OriginCopies, r.MessagesS, r.TrackerCPU)
+		r.Ratio, r.WholeRatio, r.SpareRatio, r.OriginCopies, r.MessagesS, r.TrackerCPU)
 	return json.NewEncoder(out).Encode(r)
 }
 

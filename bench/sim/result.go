@@ -14,8 +14,9 @@ import (
 type result struct {
 	Nodes int   `json:"nodes"`
 	Bytes int64 `json:"bytes"` // of the model
-	// Ratio is how long the last node took over how long one alone would, for the part that was played. A
-	// whole model's is lower: its start and end weigh less.
+	// Ratio is how long the last of the nodes that were there from the start, and did not die, took over
+	// how long one alone would, for the part that was played. A whole model's is lower: its start and end
+	// weigh less.
 	Ratio        float64 `json:"ratio"`
 	OriginCopies float64 `json:"origin_copies"` // sent by the mirror, from which the leases are read
 	calibration
@@ -23,7 +24,9 @@ type result struct {
 	SimulatedBytes int64 `json:"simulated_bytes"`
 	// WholeRatio extrapolates to all bytes: the last node's time, and for each layer that was not played
 	// what a layer took in the second half of the run.
-	WholeRatio     float64 `json:"whole_ratio"`
+	WholeRatio float64 `json:"whole_ratio"`
+	// SpareRatio is that of the last node that replaced a lost one, from when it came.
+	SpareRatio     float64 `json:"replacement_ratio"`
 	BoundS         float64 `json:"bound_s"`
 	FirstS         float64 `json:"first_s"`
 	MedianS        float64 `json:"median_s"`
@@ -62,11 +65,12 @@ type leases struct {
 	Lost    int `json:"lost"`
 }
 
-// times returns how long each node that lives took, sorted.
-func (w *world) times() []time.Duration {
+// times returns how long the live nodes took from when they were told, sorted: those of the start, or
+// those that replaced lost ones.
+func (w *world) times(spare bool) []time.Duration {
 	var all []time.Duration
 	for _, n := range w.nodes[firstNode:] {
-		if n.host.alive && n.finished > 0 {
+		if n.host.alive && n.finished > 0 && n.spare == spare {
 			all = append(all, n.finished-n.joined)
 		}
 	}
@@ -74,9 +78,12 @@ func (w *world) times() []time.Duration {
 	return all
 }
 
-// ratio is how long the last node took, from when it was told, over the bound.
-func (w *world) ratio() float64 {
-	all := w.times()
+// ratio is how long the last of the nodes took over the bound; 0 where there are none.
+func (w *world) ratio(spare bool) float64 {
+	all := w.times(spare)
+	if len(all) == 0 {
+		return 0
+	}
 	return all[len(all)-1].Seconds() / w.bound().Seconds()
 }
 
@@ -88,7 +95,7 @@ func (w *world) copies() float64 {
 // wholeRatio extrapolates the ratio to a model of the given number of layers.
 func (w *world) wholeRatio(layers int) float64 {
 	played := len(w.layers)
-	all := w.times()
+	all := w.times(false)
 	last := all[len(all)-1].Seconds()
 	if layers <= played || played < 2 {
 		return last / w.bound().Seconds()
@@ -106,12 +113,12 @@ func (w *world) wholeRatio(layers int) float64 {
 
 // result sums up a run.
 func (w *world) result(wholeLayers int) (result, error) {
-	times := w.times()
+	times := w.times(false)
 	body := w.received + w.wasted + w.mirror.host.sent
 	seconds := w.now.Seconds()
 	r := result{
 		Nodes: w.cfg.Nodes, Bytes: w.cfg.LayerBytes * int64(wholeLayers),
-		Ratio: w.ratio(), WholeRatio: w.wholeRatio(wholeLayers), OriginCopies: w.copies(),
+		Ratio: w.ratio(false), SpareRatio: w.ratio(true), WholeRatio: w.wholeRatio(wholeLayers), OriginCopies: w.copies(),
 		SimulatedBytes: w.cfg.LayerBytes * int64(w.cfg.Layers),
 		BoundS:         w.bound().Seconds(),
 		FirstS:         times[0].Seconds(), MedianS: times[len(times)/2].Seconds(), LastS: times[len(times)-1].Seconds(),
