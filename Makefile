@@ -59,7 +59,7 @@ RESULTS := bench/results/fanout.jsonl
 FANOUT = bin/fanout --size $(SIZE) --runs $(RUNS) --out $(RESULTS)
 .PHONY: bench
 bench: bin/shoal bin/fanout
-	rm -f $(RESULTS)
+	mkdir -p $(dir $(RESULTS)) && rm -f $(RESULTS)
 	$(FANOUT) --nodes 4
 	$(FANOUT) --nodes 8 --scenario all --baselines
 	$(FANOUT) --nodes 8 --plaintext
