@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
-	"time"
 
 	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/model"
@@ -23,14 +22,15 @@ type seeds struct {
 	mu      sync.Mutex
 	byKey   map[store.Key]*seed
 	busy    map[store.Key]chan struct{} // layers being opened or left; closed at the end of that
-	past    swarm.Stats                 // of sessions that ended
+	open    map[*seed]bool              // all that count: also those that failed, or are being left
+	past    swarm.Stats                 // of seeds that are closed
 	spoiled chan struct{}               // closed and replaced when a seed is not ready any more
 }
 
 func newSeeds(cfg Config) *seeds {
 	return &seeds{
 		cfg: cfg, log: cfg.Logger, contact: &contact{}, byKey: map[store.Key]*seed{},
-		busy: map[store.Key]chan struct{}{}, spoiled: make(chan struct{}),
+		busy: map[store.Key]chan struct{}{}, open: map[*seed]bool{}, spoiled: make(chan struct{}),
 	}
 }
 
@@ -110,6 +110,7 @@ func (s *seeds) acquire(ctx context.Context, spec store.Spec, open func() ([]*re
 		s.mu.Lock()
 		if err == nil {
 			s.byKey[key] = sd
+			s.open[sd] = true
 		}
 		s.mu.Unlock()
 		done()
@@ -175,6 +176,7 @@ func (s *seeds) release(sd *seed) {
 		s.log.Error("a blob was not closed in order", "digest", sd.key.Digest, "err", err)
 	}
 	s.mu.Lock()
+	delete(s.open, sd)
 	s.past = add(s.past, sd.stats())
 	s.mu.Unlock()
 }
@@ -186,14 +188,11 @@ func (s *seeds) total() swarm.Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sum := s.past
-	for _, sd := range s.byKey {
+	for sd := range s.open {
 		sum = add(sum, sd.stats())
 	}
 	return sum
 }
-
-// errScrubbed is what a model's report says while pieces that changed on disk are fetched again.
-var errScrubbed = errors.New("pieces on disk are wrong")
 
 // run keeps the node in the layer's swarm until ctx ends or it fails for good.
 func (sd *seed) run(ctx context.Context) {
@@ -269,18 +268,6 @@ func (sd *seed) finish(ctx context.Context) error {
 		close(sd.ready)
 	}
 	return nil
-}
-
-// unready takes finish back.
-func (sd *seed) unready() {
-	sd.mu.Lock()
-	select {
-	case <-sd.ready:
-		sd.ready = make(chan struct{})
-	default:
-	}
-	sd.mu.Unlock()
-	sd.all.spoil()
 }
 
 // readiness is closed once the layer is whole and checked. After damage was found it is another one.
@@ -361,44 +348,4 @@ func (sd *seed) stats() swarm.Stats {
 
 func add(a, b swarm.Stats) swarm.Stats {
 	return swarm.Stats{Origin: a.Origin + b.Origin, Peers: a.Peers + b.Peers, Sent: a.Sent + b.Sent, Wasted: a.Wasted + b.Wasted}
-}
-
-// spoil wakes those who look after models that were ready.
-func (s *seeds) spoil() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	close(s.spoiled)
-	s.spoiled = make(chan struct{})
-}
-
-// spoils returns what is closed at the next spoil.
-func (s *seeds) spoils() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.spoiled
-}
-
-// scrubLoop hashes every ready layer again, each once in every.
-func (s *seeds) scrubLoop(ctx context.Context, every time.Duration) error {
-	for pause(ctx, every) {
-		s.mu.Lock()
-		var now []*seed
-		for _, sd := range s.byKey {
-			if sd.isReady() {
-				now = append(now, sd)
-			}
-		}
-		s.mu.Unlock()
-		for _, sd := range now {
-			answer := make(chan []int, 1)
-			select {
-			case sd.scrub <- answer:
-				<-answer
-			case <-sd.ended:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-		}
-	}
-	return ctx.Err()
 }

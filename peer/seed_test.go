@@ -111,6 +111,9 @@ func TestJoinedWhileLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-reading
+	first.seed.mu.Lock()
+	first.seed.past.Origin += 1000 // of an earlier session
+	first.seed.mu.Unlock()
 	left, joined := make(chan struct{}), make(chan error, 1)
 	go func() {
 		defer close(left)
@@ -124,6 +127,9 @@ func TestJoinedWhileLeft(t *testing.T) {
 		}
 		return ""
 	})
+	if got := n.seeds.total().Origin; got != 1000 {
+		t.Errorf("the count of all bytes is %d while a layer is left, was 1000", got)
+	}
 	hurry, stop := context.WithCancel(t.Context())
 	stop()
 	if p, err := n.seeds.acquire(hurry, spec, open); !errors.Is(err, context.Canceled) {
