@@ -177,9 +177,13 @@ func play(f flags, out, progress io.Writer) error {
 		return err
 	}
 	r.calibration = trust
-	fmt.Fprintf(out, "\n%d of %d layers of %s in pieces of %s, %d nodes at %s, %d lost: ratio %.3f (whole %.3f, replacements %.3f), copies %.3f; tracker %.0f messages/s, %.2f cores\n",
+	var whole string
+	if r.WholeRatio > 0 {
+		whole = fmt.Sprintf("whole %.3f, ", r.WholeRatio)
+	}
+	fmt.Fprintf(out, "\n%d of %d layers of %s in pieces of %s, %d nodes at %s, %d lost: ratio %.3f (%sreplacements %.3f), copies %.3f; tracker %.0f messages/s, %.2f cores\n",
 		r.Layers, f.layers, units.HumanSize(float64(cfg.LayerBytes)), units.BytesSize(float64(r.PieceBytes)), r.Nodes, r.Rate, r.LostNodes,
-		r.Ratio, r.WholeRatio, r.SpareRatio, r.OriginCopies, r.MessagesS, r.TrackerCPU)
+		r.Ratio, whole, r.SpareRatio, r.OriginCopies, r.MessagesS, r.TrackerCPU)
 	return json.NewEncoder(out).Encode(r)
 }
 

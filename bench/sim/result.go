@@ -23,8 +23,8 @@ type result struct {
 
 	SimulatedBytes int64 `json:"simulated_bytes"`
 	// WholeRatio extrapolates to all bytes: the last node's time, and for each layer that was not played
-	// what a layer took in the second half of the run.
-	WholeRatio float64 `json:"whole_ratio"`
+	// what a layer took in the second half of the run. 0 where too few were played to tell.
+	WholeRatio float64 `json:"whole_ratio,omitempty"`
 	// SpareRatio is that of the last node that replaced a lost one, from when it came.
 	SpareRatio     float64 `json:"replacement_ratio"`
 	BoundS         float64 `json:"bound_s"`
@@ -97,16 +97,16 @@ func (w *world) wholeRatio(layers int) float64 {
 	played := len(w.layers)
 	all := w.times(false)
 	last := all[len(all)-1].Seconds()
-	if layers <= played || played < 2 {
+	switch {
+	case layers <= played:
 		return last / w.bound().Seconds()
+	case played < 2*w.cfg.Parallel: // they all end together
+		return 0
 	}
 	// When the median node had a layer: the last one's would be a lost node's replacement.
 	at := func(i int) float64 { done := w.layers[i].done; return done[len(done)/2].Seconds() }
 	half := played / 2
 	each := (at(played-1) - at(half-1)) / float64(played-half)
-	if half == 0 {
-		each = at(played-1) / float64(played)
-	}
 	bound := w.bound().Seconds() / float64(played)
 	return (last + each*float64(layers-played)) / (bound * float64(layers))
 }
