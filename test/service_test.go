@@ -31,6 +31,7 @@ const helperEnv = "SHOAL_TEST_HELPER"
 var helpers = map[string]func(ctx context.Context, args []string) error{
 	"service": runService,
 	"load":    runLoad,
+	"busy":    runBusy,
 }
 
 // runHelper runs the named helper until stdin ends.
@@ -158,17 +159,29 @@ func runLoad(ctx context.Context, args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(took)
 }
 
-// firstInLine lets this process run whenever it has something to do, as on a machine of its own
-// (sched(7), SCHED_FIFO).
-func firstInLine() error {
+// runBusy wants a CPU until ctx ends, and gives way to everybody.
+func runBusy(ctx context.Context, _ []string) error {
+	if err := schedule(unix.SchedAttr{Policy: unix.SCHED_IDLE}); err != nil {
+		return err
+	}
+	for ctx.Err() == nil {
+	}
+	return nil
+}
+
+// firstInLine lets this process run whenever it has something to do, as on a machine of its own.
+func firstInLine() error { return schedule(unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: 1}) }
+
+// schedule sets how all threads of this process get a CPU (sched(7)).
+func schedule(attr unix.SchedAttr) error {
+	attr.Size = unix.SizeofSchedAttr
 	tids, err := ownThreads()
 	if err != nil {
 		return err
 	}
-	first := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
 	for _, tid := range tids {
-		if err := unix.SchedSetAttr(tid, first, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("the load's own priority: %w", err)
+		if err := unix.SchedSetAttr(tid, &attr, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("priority of a helper: %w", err)
 		}
 	}
 	return nil

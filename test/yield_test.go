@@ -1,12 +1,16 @@
 package test
 
 import (
+	"cmp"
+	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,11 +22,14 @@ import (
 
 // A node that receives a model beside a serving process. It logs what the service's slowest hundredth
 // takes while the node is idle, and while it receives: with the service's cgroup named, with the canary
-// alone, and without yielding. SHOAL_TEST_YIELD_MIB sets the model's size for a figure to quote.
+// alone, and without yielding. SHOAL_TEST_YIELD_MIB sets the model's size for a figure to quote, and
+// SHOAL_TEST_YIELD_RATE what each of the two seeders sends a second.
 //
 // The node is one CPU, on which only its agent and the service run. What would stand on other machines
-// (registry, mirror, seeder, the service's clients) has the other CPUs. They are not kept busy all the
-// time: where the CPUs are a hypervisor's, it then takes them away for longer than a request lasts.
+// (registry, mirror, seeders, the service's clients) has the other CPUs. Where the CPUs are a
+// hypervisor's, it takes them away for longer than a request lasts when all are busy. What that costs
+// is logged as well: the control is a loop that wants all of the node's CPU and gives way at once, and
+// no transfer.
 func TestServingComesFirst(t *testing.T) {
 	mib := int64(48)
 	if s := os.Getenv("SHOAL_TEST_YIELD_MIB"); s != "" {
@@ -56,8 +63,9 @@ func servingComesFirst(t *testing.T, mode string, mib int64) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "model.bin"), content)
 	image := r.push(dir, "v1")
-	const limit = "50MiB" // what leaves the other CPUs time to spare
+	limit := cmp.Or(os.Getenv("SHOAL_TEST_YIELD_RATE"), "50MiB")
 	seeder, other := r.addNode("--max-upload", limit), r.addNode("--max-upload", limit)
+	another := r.addNode("--max-upload", "1KiB")
 	r.yield = mode != "off"
 	var flags []string
 	if mode == "pods" {
@@ -68,20 +76,22 @@ func servingComesFirst(t *testing.T, mode string, mib int64) {
 	r.desireOn("v1", seeder)
 	r.settled(seeder, "v1")
 
-	// What the neighbours' work costs the service is no fault of the node's agent.
-	finish := serving.load(t)
-	r.desireOn("v1", seeder, other)
-	r.settled(other, "v1")
-	idle := finish()
-	finish = serving.load(t)
+	during := func(node *daemon, before ...*daemon) latencies {
+		finish := serving.load(t)
+		r.desireOn("v1", append(before, node)...)
+		r.settled(node, "v1")
+		return finish()
+	}
+	idle := during(other, seeder)
+	stop := keepBusy(t)
+	control := during(another, seeder, other)
+	stop()
 	began := time.Now()
-	r.desireOn("v1", seeder, other, node)
-	r.settled(node, "v1")
+	busy := during(node, seeder, other, another)
 	took := time.Since(began)
-	busy := finish()
-	t.Logf("%s: p99 %s idle (of %d), %s (of %d) while %d MiB came at %.0f MiB/s: %.2f x; p50 %s, %s",
-		mode, idle.quantile(.99), len(idle), busy.quantile(.99), len(busy), mib, float64(mib)/took.Seconds(),
-		float64(busy.quantile(.99))/float64(idle.quantile(.99)), idle.quantile(.5), busy.quantile(.5))
+	t.Logf("%s: p99 %s idle, %s (%.2f x) while %d MiB came at %.0f MiB/s, %s control; p50 %s, %s, %s",
+		mode, idle.quantile(.99), busy.quantile(.99), float64(busy.quantile(.99))/float64(idle.quantile(.99)),
+		mib, float64(mib)/took.Seconds(), control.quantile(.99), idle.quantile(.5), busy.quantile(.5), control.quantile(.5))
 	r.ready(image, files, node)
 }
 
@@ -133,6 +143,27 @@ func onNodeCPU(t *testing.T, f func()) {
 	f()
 }
 
+// keepBusy runs a loop on the node's CPU that takes what nobody else wants of it, until stop.
+func keepBusy(t *testing.T) (stop func()) {
+	t.Helper()
+	var end io.Closer
+	var cmd *exec.Cmd
+	onNodeCPU(t, func() {
+		cmd, end = helper(t, "busy")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	stop = sync.OnceFunc(func() {
+		end.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the loop: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
 // elsewhere confines this process to the other CPUs until the test ends.
 func elsewhere(t *testing.T) {
 	t.Helper()
@@ -148,7 +179,7 @@ func elsewhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, tid := range tids {
-			if err := unix.SchedSetaffinity(tid, set); err != nil && err != unix.ESRCH {
+			if err := unix.SchedSetaffinity(tid, set); err != nil && !errors.Is(err, unix.ESRCH) {
 				t.Fatal(err)
 			}
 		}
