@@ -58,8 +58,8 @@ const (
 	tolerance = 0.10
 	// benchCores is how many processors the machine had that the lines come from, for all hosts together.
 	benchCores = 2
-	// benchLatency is one way between two namespaces, with the work of the programs at both ends, which
-	// a trace of an idle bench shows as 0.4 ms from request to answer.
+	// benchLatency is one way between two namespaces, with a program's wake-up at the end of it. It is an
+	// assumption; what waiting for a processor adds is simulated (thinking).
 	benchLatency = 200 * time.Microsecond
 	// benchQueue is what a shaped link of the bench queues before it drops (bed.go: latency).
 	benchQueue = 50 * time.Millisecond

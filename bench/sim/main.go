@@ -82,7 +82,7 @@ func command(out, progress io.Writer) *cobra.Command {
 	fl.IntVar(&f.racks, "racks", 50, "racks, spread over the zones; they decide which peers the tracker names")
 	fl.DurationVar(&f.latency, "latency", 200*time.Microsecond, "one way between any two hosts, with the work at both ends")
 	fl.Float64Var(&f.cores, "cores", 16, "processors of a node that Shoal may use")
-	fl.Float64Var(&f.cpu, "cpu", 5, "processor seconds to receive, verify and pass on a GiB with mTLS: twice a leecher and a seed of 256 KiB blocks (2.6 and 0.9 without TLS)")
+	fl.Float64Var(&f.cpu, "cpu", 5, "processor seconds to receive, verify and pass on a GiB: measured are 2.6 and 0.9 in blocks of 256 KiB without TLS, for which half as much again is assumed")
 	fl.Float64Var(&f.lost, "lost", 0.05, "share of the nodes that die on the way")
 	fl.BoolVar(&f.blocks, "blocks", false, "peers send blocks, as the library does, instead of whole pieces: eight times the events")
 	fl.BoolVar(&f.calibrate, "calibrate", false, "only compare with the measured runs")
