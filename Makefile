@@ -84,6 +84,32 @@ bin/sim:
 bench-sim: bin/sim
 	@bin/sim $(ARGS)
 
+# The programs of a test cluster (Kubernetes, etcd, containerd, ...), from Go modules: a quarter of an hour
+# the first time on two CPUs, and again only what has changed.
+TOOLS := bin/tools
+.PHONY: tools
+tools:
+	cd test/tools && go run ./build --out $(CURDIR)/$(TOOLS)
+
+# Shoal on real clusters. Needs root, and Debian's runc and iproute2.
+# make e2e ARGS="-run TestCluster -v -keep"
+.PHONY: e2e
+e2e: tools
+	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -timeout 20m -count 1 ./test/e2e $(ARGS)
+
+# The same clusters to play with.
+CLUSTERS ?= 1
+NODES_PER_CLUSTER = $(if $(filter command line environment,$(origin NODES)),$(NODES),2)
+.PHONY: cluster-up cluster-down cluster-status bin/cluster
+bin/cluster:
+	go build -o $@ ./test/cluster/cmd/cluster
+cluster-up: tools bin/cluster
+	@bin/cluster up --tools $(TOOLS) --clusters $(CLUSTERS) --nodes $(NODES_PER_CLUSTER)
+cluster-down: bin/cluster
+	@bin/cluster down
+cluster-status: bin/cluster
+	@bin/cluster status --tools $(TOOLS)
+
 # Every fuzz target for FUZZTIME each.
 fuzz:
 	@set -e; for p in $$(go list ./...); do \
