@@ -179,8 +179,15 @@ func (h *host) dial(ctx context.Context, network, addr string) (net.Conn, error)
 // remove takes all hosts and bridges away. Their processes have ended.
 func (b *bed) remove(ctx context.Context) error {
 	var errs []error
+	for i := range b.hosts {
+		// A cable would go with its namespace, but only some time later.
+		port := fmt.Sprintf("port%d", i+1)
+		if _, err := os.Stat(filepath.Join("/sys/class/net", port)); err == nil {
+			errs = append(errs, run(ctx, "ip", "link", "del", port))
+		}
+	}
 	for _, name := range b.names {
-		errs = append(errs, run(ctx, "ip", "netns", "del", name)) // the cable's other end goes along
+		errs = append(errs, run(ctx, "ip", "netns", "del", name))
 	}
 	for _, name := range b.zones {
 		errs = append(errs, run(ctx, "ip", "link", "del", name))
