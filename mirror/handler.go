@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,9 +11,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/shoal-project/shoal/internal/certs"
+	"github.com/shoal-project/shoal/internal/pullapi"
 	"github.com/shoal-project/shoal/peer/store"
 )
 
@@ -26,39 +24,41 @@ func (m *Mirror) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	if m.cfg.Identify != nil {
 		if id, ok := m.cfg.Identify(r); !ok || !mayRead(id.Role) {
-			writeError(w, http.StatusForbidden, "DENIED", "this mirror serves nodes, mirrors, controllers and clients of its fleet: show such a certificate")
+			pullapi.WriteError(w, http.StatusForbidden, "DENIED", "this mirror serves nodes, mirrors, controllers and clients of its fleet: show such a certificate")
 			return
 		}
 	}
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
-		writeError(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "this mirror is read-only: push to the registry itself")
+		pullapi.WriteError(w, http.StatusMethodNotAllowed, "UNSUPPORTED", "this mirror is read-only: push to the registry itself")
 		return
 	}
-	t, err := m.paths.parsePath(r.URL.Path)
+	t, err := m.paths.Parse(r.URL.Path)
 	if err != nil {
 		m.refuse(w, r, t, err)
 		return
 	}
-	if t.kind == base {
+	if t.Kind == pullapi.Base {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write([]byte("{}"))
 		return
 	}
-	name, err := m.pick(namespace(r))
+	name, err := m.pick(pullapi.Namespace(r))
 	if err != nil {
 		m.refuse(w, r, t, err)
 		return
 	}
-	src := Source{Upstream: name, Repository: t.repository}
-	switch t.kind {
-	case blobs:
+	src := Source{Upstream: name, Repository: t.Repository}
+	switch t.Kind {
+	case pullapi.Blobs:
 		err = m.serveBlob(w, r, src, t)
-	case manifests:
+	case pullapi.Manifests:
 		err = m.serveManifest(w, r, src, t)
-	case referrers:
+	case pullapi.Tags:
+		err = m.serveTags(w, r, src)
+	case pullapi.Referrers:
 		err = m.serveReferrers(w, r, src, t)
-	case segmentsOf:
+	case pullapi.Segments:
 		err = m.serveSegments(w, r, src, t)
 	}
 	if err != nil {
@@ -75,16 +75,14 @@ func mayRead(role certs.Role) bool {
 }
 
 // serveBlob answers with a blob or a part of it. An error means that nothing was sent yet.
-func (m *Mirror) serveBlob(w http.ResponseWriter, r *http.Request, src Source, t target) error {
-	d, _ := t.digest()
-	header := w.Header()
+func (m *Mirror) serveBlob(w http.ResponseWriter, r *http.Request, src Source, t pullapi.Target) error {
+	d, _ := t.Digest()
 	if r.Method == http.MethodHead {
 		size, err := m.Stat(r.Context(), src, d)
 		if err != nil {
 			return err
 		}
-		blobHeader(header, d)
-		header.Set("Content-Length", strconv.FormatInt(size, 10))
+		pullapi.HeadBlob(w, d, size)
 		return nil
 	}
 	blob, err := m.Blob(r.Context(), src, d)
@@ -92,86 +90,68 @@ func (m *Mirror) serveBlob(w http.ResponseWriter, r *http.Request, src Source, t
 		return err
 	}
 	defer blob.Close()
-	size := blob.Size()
-	rangeHeader := r.Header.Get("Range")
-	if tag := r.Header.Get("If-Range"); tag != "" && tag != etag(d) {
-		rangeHeader = "" // RFC 9110, section 13.1.5
-	}
-	off, n, partial, err := parseRange(rangeHeader, size)
-	if err != nil {
-		header.Set("Content-Range", fmt.Sprintf("bytes */%d", size))
-		return err
-	}
-	// The first byte is waited for before the header is sent: until then an error has a status.
-	if err := blob.Wait(r.Context(), off); err != nil {
-		return err
-	}
-	blobHeader(header, d)
-	header.Set("Content-Length", strconv.FormatInt(n, 10))
-	status := http.StatusOK
-	if partial {
-		header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1, size))
-		status = http.StatusPartialContent
-	}
-	w.WriteHeader(status)
-	if err := blob.CopyRange(r.Context(), w, off, n); err != nil {
+	_, err = pullapi.ServeBlob(w, r, d, blob)
+	if broken, ok := errors.AsType[*pullapi.BrokenError](err); ok {
 		if r.Context().Err() == nil {
-			m.log.DebugContext(r.Context(), "blob is broken off", slog.String("digest", d.String()), slog.Any("error", err))
+			m.log.DebugContext(r.Context(), "blob is broken off", slog.String("digest", d.String()), slog.Any("error", broken.Err))
 		}
-		panic(http.ErrAbortHandler) // the only way to tell the client that the body is not whole
+		panic(http.ErrAbortHandler)
 	}
-	return nil
+	return err
 }
 
-func etag(d digest.Digest) string { return `"` + d.String() + `"` }
-
-func blobHeader(header http.Header, d digest.Digest) {
-	header.Set("Content-Type", "application/octet-stream")
-	header.Set("Docker-Content-Digest", d.String())
-	header.Set("Accept-Ranges", "bytes")
-	header.Set("Etag", etag(d))
-}
-
-func (m *Mirror) serveManifest(w http.ResponseWriter, r *http.Request, src Source, t target) error {
-	manifest, err := m.Manifest(r.Context(), src, t.reference)
+func (m *Mirror) serveManifest(w http.ResponseWriter, r *http.Request, src Source, t pullapi.Target) error {
+	manifest, err := m.Manifest(r.Context(), src, t.Reference)
 	if err != nil {
 		return err
 	}
-	header := w.Header()
-	header.Set("Content-Type", manifest.MediaType)
-	header.Set("Content-Length", strconv.Itoa(len(manifest.Content)))
-	header.Set("Docker-Content-Digest", manifest.Digest.String())
-	header.Set("Etag", etag(manifest.Digest))
-	if r.Header.Get("If-None-Match") == etag(manifest.Digest) {
-		header.Del("Content-Length")
-		w.WriteHeader(http.StatusNotModified)
-		return nil
+	if m.upstreams[src.Upstream].anonymous(r.Context()) {
+		w.Header().Set(pullapi.AccessHeader, pullapi.Public)
 	}
-	if r.Method == http.MethodHead {
-		return nil
-	}
-	_, _ = w.Write(manifest.Content) // the client is gone where this fails
+	pullapi.ServeManifest(w, r, manifest)
 	return nil
 }
 
-func (m *Mirror) serveReferrers(w http.ResponseWriter, r *http.Request, src Source, t target) error {
-	d, _ := t.digest()
+func (m *Mirror) serveReferrers(w http.ResponseWriter, r *http.Request, src Source, t pullapi.Target) error {
+	d, _ := t.Digest()
+	content, answer, err := m.Referrers(r.Context(), src, d, listQuery(r))
+	if err != nil {
+		return err
+	}
+	serveList(w, r, content, answer)
+	return nil
+}
+
+func (m *Mirror) serveTags(w http.ResponseWriter, r *http.Request, src Source) error {
+	content, answer, err := m.Tags(r.Context(), src, listQuery(r))
+	if err != nil {
+		return err
+	}
+	serveList(w, r, content, answer)
+	return nil
+}
+
+// listQuery is the query without what is for us.
+func listQuery(r *http.Request) string {
 	query := r.URL.Query()
-	query.Del("ns") // is for us
-	content, answer, err := m.Referrers(r.Context(), src, d, query.Encode())
-	if err != nil {
-		return err
-	}
+	query.Del("ns")
+	return query.Encode()
+}
+
+// serveList hands upstream's answer on.
+func serveList(w http.ResponseWriter, r *http.Request, content []byte, answer http.Header) {
 	for _, name := range []string{"Content-Type", "Oci-Filters-Applied"} {
 		if value := answer.Get(name); value != "" {
 			w.Header().Set(name, value)
 		}
 	}
-	if next := nextPage(answer.Get("Link"), r.URL.Path, namespace(r)); next != "" {
+	if next := nextPage(answer.Get("Link"), r.URL.Path, pullapi.Namespace(r)); next != "" {
 		w.Header().Set("Link", next)
 	}
-	_, _ = w.Write(content)
-	return nil
+	w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(content) // the client is gone where this fails
+	}
 }
 
 // nextPage makes upstream's link to the next page (RFC 8288, <url>; rel="next") one to this mirror.
@@ -193,11 +173,11 @@ func nextPage(link, path, ns string) string {
 }
 
 // refuse answers an error with its status and its code of the distribution-spec.
-func (m *Mirror) refuse(w http.ResponseWriter, r *http.Request, t target, err error) {
+func (m *Mirror) refuse(w http.ResponseWriter, r *http.Request, t pullapi.Target, err error) {
 	if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // nobody listens
 	}
-	status, code := classify(t.kind, err)
+	status, code := classify(t.Kind, err)
 	if status == http.StatusServiceUnavailable {
 		after := 1.0
 		if e, ok := errors.AsType[*UpstreamError](err); ok {
@@ -206,12 +186,12 @@ func (m *Mirror) refuse(w http.ResponseWriter, r *http.Request, t target, err er
 		w.Header().Set("Retry-After", strconv.Itoa(int(after)))
 	}
 	m.log.DebugContext(r.Context(), "request refused", slog.String("path", r.URL.Path), slog.Int("status", status), slog.Any("error", err))
-	writeError(w, status, code, err.Error())
+	pullapi.WriteError(w, status, code, err.Error())
 }
 
 // classify returns the status and the code for err.
-func classify(k kind, err error) (status int, code string) {
-	unknown := map[kind]string{blobs: "BLOB_UNKNOWN", manifests: "MANIFEST_UNKNOWN", segmentsOf: "BLOB_UNKNOWN"}[k]
+func classify(k pullapi.Kind, err error) (status int, code string) {
+	unknown := map[pullapi.Kind]string{pullapi.Blobs: "BLOB_UNKNOWN", pullapi.Manifests: "MANIFEST_UNKNOWN", pullapi.Segments: "BLOB_UNKNOWN", pullapi.Tags: "NAME_UNKNOWN"}[k]
 	if unknown == "" {
 		unknown = "UNSUPPORTED" // referrers: oras-go takes the fallback tag, but not after NAME_UNKNOWN
 	}
@@ -219,13 +199,13 @@ func classify(k kind, err error) (status int, code string) {
 	switch {
 	case errors.Is(err, ErrUnknownUpstream):
 		return http.StatusNotFound, "NAME_UNKNOWN"
-	case errors.Is(err, errNoRoute):
+	case errors.Is(err, pullapi.ErrNoRoute):
 		return http.StatusNotFound, "UNSUPPORTED"
-	case errors.Is(err, errBadName):
+	case errors.Is(err, pullapi.ErrName):
 		return http.StatusBadRequest, "NAME_INVALID"
-	case errors.Is(err, errBadReference):
+	case errors.Is(err, pullapi.ErrReference):
 		return http.StatusBadRequest, "DIGEST_INVALID"
-	case errors.Is(err, errRange):
+	case errors.Is(err, pullapi.ErrRange):
 		return http.StatusRequestedRangeNotSatisfiable, "SIZE_INVALID"
 	case errors.Is(err, ErrWrongBytes):
 		return http.StatusBadGateway, "DIGEST_INVALID"
@@ -243,20 +223,4 @@ func classify(k kind, err error) (status int, code string) {
 		return http.StatusServiceUnavailable, "UNAVAILABLE"
 	}
 	return http.StatusBadGateway, "UNKNOWN"
-}
-
-// writeError answers with an error document (distribution-spec, "Error codes").
-func writeError(w http.ResponseWriter, status int, code, message string) {
-	type item struct {
-		Code    string `json:"code"`
-		Message string `json:"message"`
-	}
-	raw, err := json.Marshal(map[string][]item{"errors": {{code, message}}})
-	if err != nil {
-		raw = []byte(`{"errors":[]}`)
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(raw)))
-	w.WriteHeader(status)
-	_, _ = w.Write(raw)
 }

@@ -26,6 +26,7 @@ func itoa(n int64) string { return strconv.FormatInt(n, 10) }
 func TestRoutes(t *testing.T) {
 	r := newRig(t)
 	d, blob := r.push(1000)
+	r.pushTag("listed", "one")
 	for name, tc := range map[string]struct {
 		method, path string
 		status       int
@@ -37,7 +38,8 @@ func TestRoutes(t *testing.T) {
 		"other ns, manifest": {"GET", "/v2/a/manifests/v1?ns=127.0.0.1", 404, "NAME_UNKNOWN"},
 		"push":               {"POST", "/v2/" + repo + "/blobs/uploads/", 405, "UNSUPPORTED"},
 		"other path":         {"GET", "/metrics", 404, "UNSUPPORTED"},
-		"tags":               {"GET", "/v2/" + repo + "/tags/list", 404, "UNSUPPORTED"},
+		"tags":               {"GET", "/v2/" + repo + "/tags/list?n=5", 200, `"tags":["listed"]`},
+		"tags of nothing":    {"GET", "/v2/no/such/tags/list", 404, "NAME_UNKNOWN"},
 		"bad name":           {"GET", "/v2/A/blobs/" + d.String(), 400, "NAME_INVALID"},
 		"bad digest":         {"GET", "/v2/a/blobs/sha256:12", 400, "DIGEST_INVALID"},
 		"sha512":             {"GET", "/v2/a/manifests/sha512:" + strings.Repeat("a", 128), 400, "DIGEST_INVALID"},
@@ -143,7 +145,7 @@ func TestManifestByDigest(t *testing.T) {
 			t.Errorf("%s: %d %v", method, got.status, got.header)
 		}
 	}
-	if got := r.get(manifestPath(desc.Digest.String()), "If-None-Match", etag(desc.Digest)); got.status != http.StatusNotModified {
+	if got := r.get(manifestPath(desc.Digest.String()), "If-None-Match", `"`+desc.Digest.String()+`"`); got.status != http.StatusNotModified {
 		t.Errorf("If-None-Match: %d", got.status)
 	}
 	// Damage on the disk is found.

@@ -15,6 +15,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/shoal-project/shoal/internal/pullapi"
 )
 
 // accepted are the kinds of manifests that upstream may answer with.
@@ -34,7 +36,7 @@ func (m *Mirror) Manifest(ctx context.Context, src Source, reference string) (Ma
 	if m.upstreams[src.Upstream] == nil {
 		return Manifest{}, fmt.Errorf("upstream %q: %w", src.Upstream, ErrUnknownUpstream)
 	}
-	if d, ok := (target{reference: reference}).digest(); ok {
+	if d, ok := (pullapi.Target{Reference: reference}).Digest(); ok {
 		return m.manifestByDigest(ctx, src, d)
 	}
 	known, err := m.manifests.tag(src, reference)
@@ -151,7 +153,7 @@ func (m *Mirror) fetchManifest(ctx context.Context, src Source, reference string
 		return Manifest{}, blame(src, fmt.Errorf("manifest %s: %w", reference, err))
 	}
 	manifest := Manifest{MediaType: mediaType(resp.Header.Get("Content-Type"), content), Digest: digest.FromBytes(content), Content: content}
-	want, byDigest := (target{reference: reference}).digest()
+	want, byDigest := (pullapi.Target{Reference: reference}).Digest()
 	if !byDigest { // a registry that says a digest at all must say the right one
 		want = digest.Digest(resp.Header.Get("Docker-Content-Digest"))
 	}
@@ -187,32 +189,4 @@ func readLimited(r io.Reader) ([]byte, error) {
 		return nil, fmt.Errorf("has more than %d bytes", maxManifest)
 	}
 	return content, nil
-}
-
-// Referrers asks upstream for the referrers of a digest; query is handed on (artifactType, n, last).
-// It returns the answer's body and header. A registry without that API is an *UpstreamError of status
-// 404: the client then reads the fallback tag, as any other.
-func (m *Mirror) Referrers(ctx context.Context, src Source, d digest.Digest, query string) ([]byte, http.Header, error) {
-	up := m.quick[src.Upstream]
-	if up == nil {
-		return nil, nil, fmt.Errorf("upstream %q: %w", src.Upstream, ErrUnknownUpstream)
-	}
-	key := failureKey{src, "referrers " + d.String()}
-	if err := m.failures.check(key, time.Now()); err != nil {
-		return nil, nil, err
-	}
-	suffix := "referrers/" + d.String()
-	if query != "" {
-		suffix += "?" + query
-	}
-	resp, err := up.request(ctx, src, http.MethodGet, suffix, http.Header{"Accept": {ocispec.MediaTypeImageIndex}})
-	if err != nil {
-		return nil, nil, m.failures.note(key, err, time.Now())
-	}
-	defer resp.Body.Close()
-	content, err := readLimited(resp.Body)
-	if err != nil {
-		return nil, nil, blame(src, fmt.Errorf("referrers of %s: %w", d, err))
-	}
-	return content, resp.Header, nil
 }

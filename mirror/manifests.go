@@ -13,14 +13,12 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/internal/pullapi"
 )
 
 // Manifest is a manifest or an index, checked against its digest.
-type Manifest struct {
-	MediaType string
-	Digest    digest.Digest
-	Content   []byte
-}
+type Manifest = pullapi.Manifest
 
 // maxManifest is the longest manifest in bytes; registries must take 4 MiB (distribution-spec).
 const maxManifest = 4 << 20
@@ -47,7 +45,7 @@ func (s manifestStore) manifest(d digest.Digest) (Manifest, error) {
 	if !ok || digest.FromBytes(content) != d {
 		return Manifest{}, fmt.Errorf("manifest %s is damaged: %w", d, fs.ErrNotExist) // it is fetched again
 	}
-	return Manifest{string(mediaType), d, content}, nil
+	return Manifest{MediaType: string(mediaType), Digest: d, Content: content}, nil
 }
 
 func (s manifestStore) save(m Manifest) error {

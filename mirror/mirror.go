@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shoal-project/shoal/internal/certs"
+	"github.com/shoal-project/shoal/internal/pullapi"
 	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/peer/store"
 )
@@ -85,7 +86,7 @@ type Mirror struct {
 	cfg       Config
 	log       *slog.Logger
 	metrics   *metrics
-	paths     parser
+	paths     pullapi.Parser
 	store     *store.Store
 	manifests manifestStore
 	upstreams map[string]*upstream // for blobs
@@ -112,7 +113,7 @@ func New(cfg Config) (*Mirror, error) {
 		return nil, errors.New("mirror: no upstream registry is configured")
 	}
 	m := &Mirror{
-		cfg: cfg, log: cfg.Logger, metrics: newMetrics(), paths: newParser(),
+		cfg: cfg, log: cfg.Logger, metrics: newMetrics(), paths: pullapi.NewParser(),
 		upstreams: map[string]*upstream{}, quick: map[string]*upstream{},
 		runner: runner{kick: make(chan struct{}, 1)},
 		fills:  map[digest.Digest]*fill{},
@@ -129,7 +130,7 @@ func New(cfg Config) (*Mirror, error) {
 			return &upstream{cfg: u, retry: retry, stall: cfg.Stall, slots: make(chan struct{}, cfg.MaxParallel), repos: map[string]*registry.Repository{}}
 		}
 		m.upstreams[u.Name], m.quick[u.Name] = open(cfg.Retry), open(quick)
-		if _, err := m.upstreams[u.Name].repository("check"); err != nil {
+		if _, err := m.upstreams[u.Name].repository(anyRepository); err != nil {
 			return nil, fmt.Errorf("mirror: upstream %s: %w", u.Name, err)
 		}
 	}
@@ -392,7 +393,7 @@ func (b *Blob) Wait(ctx context.Context, off int64) error {
 // back until the digest was found right; parts are written before. The error is w's or one of Wait's.
 func (b *Blob) CopyRange(ctx context.Context, w io.Writer, off, n int64) error {
 	if off < 0 || n < 0 || off > b.Size()-n {
-		return fmt.Errorf("blob %s: %w", b.fill.digest, errRange)
+		return fmt.Errorf("blob %s: %w", b.fill.digest, pullapi.ErrRange)
 	}
 	return b.mirror.copyRange(ctx, b.fill, w, off, n)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/shoal-project/shoal/internal/pullapi"
 	"github.com/shoal-project/shoal/model"
 )
 
@@ -81,7 +82,7 @@ func (m *Mirror) Segments(ctx context.Context, src Source, d digest.Digest, from
 	defer blob.Close()
 	out := model.SegmentList{Size: blob.Size(), From: from}
 	if from < 0 || from >= model.NumSegments(out.Size) {
-		return out, fmt.Errorf("blob %s has %d segments, there is no number %d: %w", d, model.NumSegments(out.Size), from, errRange)
+		return out, fmt.Errorf("blob %s has %d segments, there is no number %d: %w", d, model.NumSegments(out.Size), from, pullapi.ErrRange)
 	}
 	for i := from; i < min(from+segmentsAtOnce, model.NumSegments(out.Size)); i++ {
 		off, n := model.SegmentSpan(i, out.Size)
@@ -131,11 +132,11 @@ func (m *Mirror) segment(ctx context.Context, blob *Blob, i int) (model.Segment,
 
 // serveSegments answers GET /v2/<name>/_shoal/segments/<digest>?from=N with a model.SegmentList. Its
 // list is empty where the segment has not come in time.
-func (m *Mirror) serveSegments(w http.ResponseWriter, r *http.Request, src Source, t target) error {
-	d, _ := t.digest()
+func (m *Mirror) serveSegments(w http.ResponseWriter, r *http.Request, src Source, t pullapi.Target) error {
+	d, _ := t.Digest()
 	from, err := strconv.Atoi(r.URL.Query().Get("from"))
 	if err != nil {
-		return fmt.Errorf("from=%q is not a number: %w", r.URL.Query().Get("from"), errRange)
+		return fmt.Errorf("from=%q is not a number: %w", r.URL.Query().Get("from"), pullapi.ErrRange)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), segmentWait)
 	defer cancel()

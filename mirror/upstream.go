@@ -17,6 +17,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
+	"github.com/shoal-project/shoal/internal/pullapi"
 	"github.com/shoal-project/shoal/internal/registry"
 )
 
@@ -76,6 +77,24 @@ func (u *upstream) repository(name string) (*registry.Repository, error) {
 	u.repos[name] = repo
 	return repo, nil
 }
+
+// anonymous reports whether the upstream is read without credentials, so that whatever it lets the mirror
+// read, it lets everyone read.
+func (u *upstream) anonymous(ctx context.Context) bool {
+	repo, err := u.repository(anyRepository)
+	if err != nil {
+		return false
+	}
+	client, ok := repo.Client.(*auth.Client)
+	if !ok || client.Credential == nil {
+		return false
+	}
+	found, err := client.Credential(ctx, repo.Reference.Host())
+	return err == nil && found == auth.EmptyCredential
+}
+
+// anyRepository stands for all of an upstream's repositories where only the upstream matters.
+const anyRepository = "check"
 
 func (u *upstream) close() {
 	u.mu.Lock()
@@ -166,7 +185,7 @@ func (u *upstream) stat(ctx context.Context, src Source, d digest.Digest) (blobI
 	info := blobInfo{size: resp.ContentLength, ranges: strings.EqualFold(resp.Header.Get("Accept-Ranges"), "bytes")}
 	if resp.StatusCode == http.StatusPartialContent {
 		_, total, _ := strings.Cut(resp.Header.Get("Content-Range"), "/")
-		size, ok := parseOffset(total)
+		size, ok := pullapi.ParseOffset(total)
 		if !ok {
 			size = -1
 		}

@@ -1,4 +1,6 @@
-package mirror
+// Package pullapi is the read side of the OCI distribution API as a server sees it: paths, ranges, answers
+// and errors. The mirror and a node's endpoint serve it; what they serve is theirs.
+package pullapi
 
 import (
 	"errors"
@@ -10,35 +12,37 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// kind is what a path of the registry API asks for.
-type kind int
+// Kind is what a path of the registry API asks for.
+type Kind int
 
+// The kinds.
 const (
-	base kind = iota // GET /v2/
-	blobs
-	manifests
-	referrers
-	segmentsOf // of ours, under a name that the distribution-spec leaves to extensions: _<extension>/<component>
+	Base      Kind = iota // GET /v2/
+	Blobs                 // a blob, by digest
+	Manifests             // a manifest, by digest or tag
+	Referrers             // what refers to a digest
+	Tags                  // the list of a repository's tags
+	Segments              // of ours, under a name that the distribution-spec leaves to extensions: _<extension>/<component>
 )
 
-// target is a parsed path.
-type target struct {
-	kind       kind
-	repository string
-	reference  string // a digest, or a tag for manifests
+// Target is a parsed path.
+type Target struct {
+	Kind       Kind
+	Repository string
+	Reference  string // a digest, or a tag for Manifests
 }
 
-// digest returns the reference where it is one.
-func (t target) digest() (digest.Digest, bool) {
-	d := digest.Digest(t.reference)
-	return d, strings.Contains(t.reference, ":") && d.Validate() == nil && d.Algorithm() == digest.SHA256
+// Digest returns the reference where it is one.
+func (t Target) Digest() (digest.Digest, bool) {
+	d := digest.Digest(t.Reference)
+	return d, strings.Contains(t.Reference, ":") && d.Validate() == nil && d.Algorithm() == digest.SHA256
 }
 
-// Errors of parsePath, each with its code of the distribution-spec.
+// Errors of Parse, each with its code of the distribution-spec.
 var (
-	errNoRoute      = errors.New("this mirror answers to GET and HEAD of /v2/, blobs, manifests and referrers")
-	errBadName      = errors.New("repository name is not valid")
-	errBadReference = errors.New("reference is not a tag or a sha256 digest")
+	ErrNoRoute   = errors.New("only GET and HEAD of /v2/, blobs, manifests, tags and referrers are answered")
+	ErrName      = errors.New("repository name is not valid")
+	ErrReference = errors.New("reference is not a tag or a sha256 digest")
 )
 
 // The patterns are the distribution-spec's ("Pulling manifests").
@@ -48,55 +52,64 @@ const (
 	maxName     = 255 // bytes; most registries' limit, together with the host
 )
 
-// parser reads paths.
-type parser struct{ name, tag *regexp.Regexp }
+// Parser reads paths.
+type Parser struct{ name, tag *regexp.Regexp }
 
-func newParser() parser {
-	return parser{name: regexp.MustCompile(namePattern), tag: regexp.MustCompile(tagPattern)}
+// NewParser returns a Parser.
+func NewParser() Parser {
+	return Parser{name: regexp.MustCompile(namePattern), tag: regexp.MustCompile(tagPattern)}
 }
 
-// parsePath reads a path of the registry API. A repository's name may itself hold "blobs" or
+// Parse reads a path of the registry API. A repository's name may itself hold "blobs" or
 // "manifests": the last one counts.
-func (p parser) parsePath(path string) (target, error) {
+func (p Parser) Parse(path string) (Target, error) {
 	rest, ok := strings.CutPrefix(path, "/v2/")
 	if !ok {
 		if path == "/v2" {
-			return target{}, nil
+			return Target{}, nil
 		}
-		return target{}, errNoRoute
+		return Target{}, ErrNoRoute
 	}
 	if rest == "" {
-		return target{}, nil
+		return Target{}, nil
 	}
 	head, reference, ok := cutLast(rest, "/")
 	if !ok {
-		return target{}, errNoRoute
+		return Target{}, ErrNoRoute
 	}
 	name, word, ok := cutLast(head, "/")
 	if !ok {
-		return target{}, errNoRoute
+		return Target{}, ErrNoRoute
 	}
-	t := target{repository: name, reference: reference}
+	t := Target{Repository: name, Reference: reference}
 	if ext, ok := strings.CutSuffix(name, "/_shoal"); ok && word == "segments" {
-		t.repository, name, word = ext, ext, "_shoal/segments"
+		t.Repository, name, word = ext, ext, "_shoal/segments"
 	}
 	switch word {
 	case "blobs":
-		t.kind = blobs
+		t.Kind = Blobs
 	case "manifests":
-		t.kind = manifests
+		t.Kind = Manifests
 	case "referrers":
-		t.kind = referrers
+		t.Kind = Referrers
+	case "tags":
+		if reference != "list" {
+			return Target{}, ErrNoRoute
+		}
+		t.Kind, t.Reference = Tags, ""
 	case "_shoal/segments":
-		t.kind = segmentsOf
+		t.Kind = Segments
 	default:
-		return target{}, errNoRoute
+		return Target{}, ErrNoRoute
 	}
 	if len(name) > maxName || !p.name.MatchString(name) {
-		return target{}, errBadName
+		return Target{}, ErrName
 	}
-	if _, isDigest := t.digest(); !isDigest && (t.kind != manifests || !p.tag.MatchString(reference)) {
-		return target{}, errBadReference
+	if t.Kind == Tags {
+		return t, nil
+	}
+	if _, isDigest := t.Digest(); !isDigest && (t.Kind != Manifests || !p.tag.MatchString(reference)) {
+		return Target{}, ErrReference
 	}
 	return t, nil
 }
@@ -108,12 +121,12 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// errRange means that a range lies outside the blob (RFC 9110, 416).
-var errRange = errors.New("range lies outside the blob")
+// ErrRange means that a range lies outside the blob (RFC 9110, 416).
+var ErrRange = errors.New("range lies outside the blob")
 
-// parseRange reads a Range header for a blob of size bytes. partial is false where the header is to
+// ParseRange reads a Range header for a blob of size bytes. partial is false where the header is to
 // be ignored (RFC 9110, section 14.2): absent, malformed, of another unit, or of several ranges.
-func parseRange(header string, size int64) (off, n int64, partial bool, err error) {
+func ParseRange(header string, size int64) (off, n int64, partial bool, err error) {
 	spec, ok := strings.CutPrefix(header, "bytes=")
 	if !ok || strings.Contains(spec, ",") {
 		return 0, size, false, nil
@@ -123,23 +136,23 @@ func parseRange(header string, size int64) (off, n int64, partial bool, err erro
 		return 0, size, false, nil
 	}
 	if first == "" { // the last so many bytes
-		suffix, ok := parseOffset(last)
+		suffix, ok := ParseOffset(last)
 		switch {
 		case !ok:
 			return 0, size, false, nil
 		case suffix == 0 || size == 0:
-			return 0, 0, false, errRange
+			return 0, 0, false, ErrRange
 		}
 		suffix = min(suffix, size)
 		return size - suffix, suffix, true, nil
 	}
-	off, ok = parseOffset(first)
+	off, ok = ParseOffset(first)
 	if !ok {
 		return 0, size, false, nil
 	}
 	end := size
 	if last != "" {
-		to, ok := parseOffset(last)
+		to, ok := ParseOffset(last)
 		if !ok || to < off {
 			return 0, size, false, nil
 		}
@@ -148,13 +161,13 @@ func parseRange(header string, size int64) (off, n int64, partial bool, err erro
 		}
 	}
 	if off >= size {
-		return 0, 0, false, errRange
+		return 0, 0, false, ErrRange
 	}
 	return off, end - off, true, nil
 }
 
-// parseOffset reads digits only: strconv would take a sign.
-func parseOffset(s string) (int64, bool) {
+// ParseOffset reads digits only: strconv would take a sign.
+func ParseOffset(s string) (int64, bool) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
 		return 0, false
 	}
@@ -162,5 +175,5 @@ func parseOffset(s string) (int64, bool) {
 	return n, err == nil
 }
 
-// namespace is the upstream that a request names, "" for none.
-func namespace(r *http.Request) string { return r.URL.Query().Get("ns") }
+// Namespace is the upstream that a request names, "" for none.
+func Namespace(r *http.Request) string { return r.URL.Query().Get("ns") }

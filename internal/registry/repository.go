@@ -19,12 +19,15 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 	"oras.land/oras-go/v2/registry/remote/retry"
+
+	"github.com/shoal-project/shoal/internal/pullapi"
 )
 
 // Config says how a registry is reached.
@@ -233,6 +236,37 @@ func (r *Repository) Extension(ctx context.Context, path string, query url.Value
 		return nil, fmt.Errorf("registry %s: %s has more than %d bytes", r.Reference.Registry, path, limit)
 	}
 	return raw, nil
+}
+
+// maxManifest is the longest manifest in bytes; registries must take 4 MiB (distribution-spec).
+const maxManifest = 4 << 20
+
+// Manifest reads a manifest or an index, whatever its kind, checks it against reference where that is a
+// digest, and returns the answer's header beside it.
+func (r *Repository) Manifest(ctx context.Context, reference string) (pullapi.Manifest, http.Header, error) {
+	op := "read manifest " + reference
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url("manifests/"+reference), nil)
+	if err != nil {
+		return pullapi.Manifest{}, nil, err
+	}
+	req.Header.Set("Accept", "*/*")
+	resp, err := r.do(req)
+	if err != nil {
+		return pullapi.Manifest{}, nil, r.explain(op, err)
+	}
+	defer resp.Body.Close()
+	content, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
+	if err != nil {
+		return pullapi.Manifest{}, nil, r.explain(op, err)
+	}
+	if len(content) > maxManifest {
+		return pullapi.Manifest{}, nil, fmt.Errorf("registry %s: manifest %s has more than %d bytes", r.Reference.Registry, reference, maxManifest)
+	}
+	m := pullapi.Manifest{MediaType: resp.Header.Get("Content-Type"), Digest: digest.FromBytes(content), Content: content}
+	if want, ok := (pullapi.Target{Reference: reference}).Digest(); ok && want != m.Digest {
+		return pullapi.Manifest{}, nil, fmt.Errorf("registry %s: manifest %s came as %s", r.Reference.Registry, want, m.Digest)
+	}
+	return m, resp.Header, nil
 }
 
 // url builds an address below the repository's /v2/ root.
