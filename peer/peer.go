@@ -62,6 +62,7 @@ type Peer struct {
 	cfg     Config
 	log     *slog.Logger
 	seeds   *seeds
+	guests  *guests
 	memory  memory
 	keeper  *pagecache.Keeper
 	changed chan struct{} // a model's state changed: report at once
@@ -93,6 +94,7 @@ func New(cfg Config) (*Peer, error) {
 	}
 	p := &Peer{cfg: cfg, log: cfg.Logger, memory: memory{cfg.Dir}, changed: make(chan struct{}, 1), tasks: map[string]*task{}}
 	p.seeds = newSeeds(cfg)
+	p.guests = newGuests(cfg, p.seeds)
 	cache := cfg.Cache
 	cache.Trees, cache.Registerer, cache.Logger = p.trees, cfg.Registerer, cfg.Logger
 	var err error
@@ -122,6 +124,7 @@ func (p *Peer) Run(ctx context.Context) error {
 		group.Go(func() error { return p.seeds.scrubLoop(ctx, p.cfg.Scrub) })
 	}
 	err := group.Wait()
+	p.guests.close()
 	p.seeds.wait()
 	if errors.Is(err, context.Canceled) {
 		return nil

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/model"
 	"github.com/shoal-project/shoal/peer/store"
@@ -116,6 +118,19 @@ func (s *seeds) acquire(ctx context.Context, spec store.Spec, open func() ([]*re
 		done()
 		return part{seed: sd}, err
 	}
+}
+
+// join joins a layer that the node takes part in already, whoever wants it, and whatever its root.
+func (s *seeds) join(d digest.Digest) (part, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, sd := range s.byKey {
+		if key.Digest == d && sd.failure() == nil {
+			sd.refs++
+			return part{sd, sd.stats()}, true
+		}
+	}
+	return part{}, false
 }
 
 // occupy makes acquires of key wait until the returned function is called. s.mu is held now, and not

@@ -35,6 +35,7 @@ type peerFlags struct {
 	memory, reserve  string
 	gossip           gossipFlags
 	yield            yieldFlags
+	endpoint         endpointFlags
 }
 
 func peerCommand() *cobra.Command {
@@ -47,7 +48,12 @@ func peerCommand() *cobra.Command {
 final files under DIR/models, and serves their pieces to other nodes.
 
 With --gossip the nodes find each other without a tracker, or while it is down. Pieces that no node
-has come from the mirror, and from --upstream when the mirror does not deliver.`,
+has come from the mirror, and from --upstream when the mirror does not deliver.
+
+With --containerd-config the node's containerd pulls its images through Shoal: a hosts.toml names the
+endpoint of --containerd-listen as a mirror. Who may have an image is still for its registry to say, and
+containerd goes there whenever Shoal has no answer. "shoal peer check" says whether containerd reads
+that folder; "shoal peer uninstall" restores it.`,
 		Example: "  shoal peer --dir /var/lib/shoal --listen 10.0.0.7:7072 --tracker https://tracker:7070 --mirror https://mirror:7071 --certs /etc/shoal/certs",
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runPeer(cmd.Context(), &f) },
@@ -70,8 +76,10 @@ has come from the mirror, and from --upstream when the mirror does not deliver.`
 	fl.StringArrayVar(&f.adopt, "adopt", nil, "folder with models, or an OCI image layout, whose files are taken over (hashed and linked) instead of fetched; may be given again")
 	f.gossip.register(fl)
 	f.yield.register(fl)
+	f.endpoint.register(fl)
 	fl.DurationVar(&f.scrub, "scrub", 7*24*time.Hour, "how often everything on disk is hashed again; 0 is never")
 	f.register(cmd, "127.0.0.1:7072")
+	cmd.AddCommand(checkCommand(), uninstallCommand())
 	return cmd
 }
 
@@ -159,8 +167,9 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 	}
 	group.Go(func() error { return governor.Run(ctx) })
 	f.status = func() any { return agent.Status() }
-	group.Go(func() error { return f.serveAdmin(ctx, nil) })
+	group.Go(func() error { return f.serveAdmin(ctx, f.endpoint.ready) })
 	group.Go(func() error { return agent.Run(ctx) })
+	group.Go(func() error { return f.endpoint.run(ctx, &f.daemon, agent, f.dir) })
 	return group.Wait()
 }
 

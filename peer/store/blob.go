@@ -53,7 +53,8 @@ type Blob struct {
 	verified     bool
 	contradicted bool
 	skeleton     bool
-	failed       error // a sync that failed: what the kernel has of the file is unknown since
+	news         chan struct{} // closed when a piece is marked; nil while nobody waits
+	failed       error         // a sync that failed: what the kernel has of the file is unknown since
 }
 
 // Key returns the blob's key.
@@ -183,6 +184,17 @@ func (b *Blob) MarkPiece(i int) error {
 	return nil
 }
 
+// News returns a channel that is closed when a piece is marked from now on. Who waits for one asks for the
+// channel first, and then whether the piece is there.
+func (b *Blob) News() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.news == nil {
+		b.news = make(chan struct{})
+	}
+	return b.news
+}
+
 // setPiece marks or unmarks piece i; b.mu is held.
 func (b *Blob) setPiece(i int, have bool) {
 	if b.marked.has(i) == have {
@@ -192,6 +204,10 @@ func (b *Blob) setPiece(i int, have bool) {
 	b.changed = true
 	if have {
 		b.marked.set(i)
+		if b.news != nil {
+			close(b.news)
+			b.news = nil
+		}
 		b.missing--
 		b.held += n
 		b.unsynced += n

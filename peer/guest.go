@@ -1,0 +1,357 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/internal/pullapi"
+	"github.com/shoal-project/shoal/internal/registry"
+	"github.com/shoal-project/shoal/peer/store"
+)
+
+const (
+	// stay is for how long a blob that containerd asked for is kept after its last reader, for the other
+	// nodes that pull the same image now. Then containerd's own copy is the only one.
+	stay = 10 * time.Minute
+	// maxStaying is how many such blobs are kept; those without a reader for longest go first.
+	maxStaying = 64
+	// beginTime bounds the questions before a transfer begins.
+	beginTime = time.Minute
+	// copyBytes is how much is read from the disk at once.
+	copyBytes = 256 << 10
+)
+
+// guests are blobs that no model of the node's is made of: a container runtime asks for them. However many
+// readers one has, it is one transfer.
+type guests struct {
+	cfg   Config
+	seeds *seeds
+
+	mu     sync.Mutex
+	open   map[digest.Digest]*guest
+	ended  bool
+	leaves sync.WaitGroup
+}
+
+// guest is one blob on its way, or lingering.
+type guest struct {
+	digest  digest.Digest
+	begun   chan struct{} // closed when part or err is set
+	part    part
+	err     error
+	readers int
+	idle    time.Time   // since when there is no reader
+	leave   *time.Timer // nil while there is one
+}
+
+func newGuests(cfg Config, s *seeds) *guests {
+	return &guests{cfg: cfg, seeds: s, open: map[digest.Digest]*guest{}}
+}
+
+// errEnding says that the node shuts down.
+var errEnding = errors.New("the node shuts down")
+
+// enter becomes a reader of the blob, whose transfer begins if need be.
+func (g *guests) enter(ctx context.Context, upstream, repository string, d digest.Digest) (*guest, error) {
+	g.mu.Lock()
+	if g.ended {
+		g.mu.Unlock()
+		return nil, errEnding
+	}
+	b := g.open[d]
+	if b == nil {
+		b = &guest{digest: d, begun: make(chan struct{})}
+		g.open[d] = b
+		g.leaves.Go(func() {
+			b.part, b.err = g.begin(context.WithoutCancel(ctx), upstream+"/"+repository+"@"+d.String(), d)
+			close(b.begun)
+		})
+	}
+	b.readers++
+	if b.leave != nil {
+		b.leave.Stop()
+		b.leave = nil
+	}
+	g.mu.Unlock()
+	select {
+	case <-b.begun:
+	case <-ctx.Done():
+		g.exit(b)
+		return nil, ctx.Err()
+	}
+	if b.err != nil {
+		g.exit(b)
+		return nil, b.err
+	}
+	return b, nil
+}
+
+// begin joins the blob's transfer.
+func (g *guests) begin(ctx context.Context, reference string, d digest.Digest) (part, error) {
+	ctx, cancel := context.WithTimeout(ctx, beginTime)
+	defer cancel()
+	if p, ok := g.seeds.join(d); ok {
+		return p, nil
+	}
+	repos, _, err := g.cfg.Origins.open(reference)
+	if err != nil {
+		return part{}, err
+	}
+	size, err := each(ctx, repos, func(repo *registry.Repository) (int64, error) {
+		desc, err := repo.Blobs().Resolve(ctx, d.String())
+		return desc.Size, err
+	})
+	for _, repo := range repos {
+		repo.Close()
+	}
+	if err != nil {
+		return part{}, fmt.Errorf("blob %s: %w", d, err)
+	}
+	return g.seeds.acquire(ctx, store.Spec{Digest: d, Size: size}, func() ([]*registry.Repository, error) {
+		repos, _, err := g.cfg.Origins.open(reference)
+		return repos, err
+	})
+}
+
+// exit ends a reader. The blob stays for a while, unless it never came.
+func (g *guests) exit(b *guest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	b.readers--
+	if b.readers > 0 {
+		return
+	}
+	select {
+	case <-b.begun:
+		if b.err != nil {
+			if g.open[b.digest] == b {
+				delete(g.open, b.digest)
+			}
+			return
+		}
+	default: // it is still beginning; what comes of it is kept for the next one who asks
+	}
+	if b.begunBadly() {
+		g.dismiss(b)
+		return
+	}
+	b.idle = time.Now()
+	b.leave = time.AfterFunc(stay, func() { g.expire(b) })
+	g.crowd()
+}
+
+// begunBadly reports whether the transfer has failed for good, so that the next reader begins another.
+func (b *guest) begunBadly() bool {
+	select {
+	case <-b.begun:
+		return b.part.seed.failure() != nil
+	default:
+		return false
+	}
+}
+
+// crowd sends away the blobs that were without a reader for longest, where there are too many. g.mu is held.
+func (g *guests) crowd() {
+	for {
+		var oldest *guest
+		staying := 0
+		for _, b := range g.open {
+			if b.readers > 0 {
+				continue
+			}
+			staying++
+			if oldest == nil || b.idle.Before(oldest.idle) {
+				oldest = b
+			}
+		}
+		if staying <= maxStaying {
+			return
+		}
+		g.dismiss(oldest)
+	}
+}
+
+func (g *guests) expire(b *guest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if b.readers == 0 {
+		g.dismiss(b)
+	}
+}
+
+// dismiss gives the blob up and drops it, unless a model is made of it. g.mu is held.
+func (g *guests) dismiss(b *guest) {
+	if g.open[b.digest] != b {
+		return
+	}
+	delete(g.open, b.digest)
+	if b.leave != nil {
+		b.leave.Stop()
+	}
+	g.leaves.Go(func() {
+		<-b.begun
+		if b.err != nil {
+			return
+		}
+		key := b.part.seed.key
+		g.seeds.release(b.part.seed)
+		if !key.Root.IsZero() {
+			return // it belongs to a model
+		}
+		err := g.cfg.Store.RemoveBlob(key)
+		if err != nil && !errors.Is(err, store.ErrInUse) && !errors.Is(err, store.ErrNotFound) {
+			g.seeds.log.Warn("a blob that containerd asked for stays on the disk", "digest", b.digest, "err", err)
+		}
+	})
+}
+
+// close gives up all blobs and waits for that. What is on the disk stays for the next start.
+func (g *guests) close() {
+	g.mu.Lock()
+	g.ended = true
+	for _, b := range g.open {
+		if b.leave != nil {
+			b.leave.Stop()
+		}
+		g.leaves.Go(func() {
+			<-b.begun
+			if b.err == nil {
+				g.seeds.release(b.part.seed)
+			}
+		})
+	}
+	clear(g.open)
+	g.mu.Unlock()
+	g.leaves.Wait()
+}
+
+// Sources of a blob's bytes, as they are counted.
+const (
+	FromStore = "store" // verified on the node's disk
+	FromSwarm = "swarm" // as it arrives from peers and the mirror
+)
+
+// OpenBlob opens a blob of a repository, for reading while it arrives. source is where its bytes come from.
+// The caller closes it. The error is pullapi's or says why neither the mirror nor an upstream has it.
+func (p *Peer) OpenBlob(ctx context.Context, upstream, repository string, d digest.Digest) (blob pullapi.Blob, source string, err error) {
+	r, err := p.cfg.Store.OpenVerified(ctx, d)
+	if err == nil {
+		return verified{r}, FromStore, nil
+	}
+	if !errors.Is(err, store.ErrNotFound) {
+		return nil, FromStore, err
+	}
+	b, err := p.guests.enter(ctx, upstream, repository, d)
+	if err != nil {
+		return nil, FromSwarm, err
+	}
+	return &arriving{p.guests, b}, FromSwarm, nil
+}
+
+// verified is a blob that is whole.
+type verified struct{ *store.Reader }
+
+// Wait implements pullapi.Blob.
+func (verified) Wait(context.Context, int64) error { return nil }
+
+// CopyRange implements pullapi.Blob.
+func (v verified) CopyRange(ctx context.Context, w io.Writer, off, n int64) error {
+	_, err := io.CopyBuffer(onlyWriter{w}, &contextReader{ctx, io.NewSectionReader(v, off, n)}, make([]byte, copyBytes))
+	return err
+}
+
+// Close implements pullapi.Blob.
+func (v verified) Close() { _ = v.Reader.Close() } // it was only read
+
+// onlyWriter hides ReadFrom, which would take a buffer of its own.
+type onlyWriter struct{ io.Writer }
+
+// arriving is a guest as a reader sees it.
+type arriving struct {
+	guests *guests
+	guest  *guest
+}
+
+// Size implements pullapi.Blob.
+func (a *arriving) Size() int64 { return a.guest.part.seed.size }
+
+// Wait implements pullapi.Blob. Whoever reads all of it hears that it is whole only when its digest was
+// checked.
+func (a *arriving) Wait(ctx context.Context, off int64) error {
+	sd := a.guest.part.seed
+	if off >= sd.size {
+		return sd.await(ctx)
+	}
+	for piece := int(off / sd.blob.PieceLength()); ; {
+		news := sd.blob.News()
+		if sd.blob.Have(piece) {
+			return nil
+		}
+		select {
+		case <-news:
+		case <-sd.ended:
+			if err := sd.failure(); err != nil {
+				return err
+			}
+			return errEnding
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// CopyRange implements pullapi.Blob.
+func (a *arriving) CopyRange(ctx context.Context, w io.Writer, off, n int64) error {
+	blob := a.guest.part.seed.blob
+	buf := make([]byte, copyBytes)
+	for end := off + n; off < end; {
+		if err := a.Wait(ctx, off); err != nil {
+			return err
+		}
+		pieceEnd := (off/blob.PieceLength() + 1) * blob.PieceLength()
+		part := buf[:min(int64(len(buf)), end-off, pieceEnd-off)]
+		if k, err := blob.ReadAt(part, off); k < len(part) {
+			return fmt.Errorf("after %d bytes: %w", k, err)
+		}
+		if _, err := w.Write(part); err != nil {
+			return err
+		}
+		off += int64(len(part))
+	}
+	return nil
+}
+
+// Close implements pullapi.Blob.
+func (a *arriving) Close() { a.guests.exit(a.guest) }
+
+// PublicManifest returns a manifest that the mirror may give to everyone. ok is false where it may not, or
+// where nobody can tell.
+func (p *Peer) PublicManifest(ctx context.Context, upstream, repository, reference string) (m pullapi.Manifest, ok bool, err error) {
+	if p.cfg.Origins.Mirror == "" {
+		return m, false, nil
+	}
+	sep := ":"
+	if _, isDigest := (pullapi.Target{Reference: reference}).Digest(); isDigest {
+		sep = "@"
+	}
+	repos, _, err := p.cfg.Origins.open(upstream + "/" + repository + sep + reference)
+	if err != nil {
+		return m, false, err
+	}
+	defer func() {
+		for _, repo := range repos {
+			repo.Close()
+		}
+	}()
+	m, header, err := repos[0].Manifest(ctx, reference) // the mirror comes first
+	if err != nil {
+		return m, false, err
+	}
+	return m, header.Get(pullapi.AccessHeader) == pullapi.Public, nil
+}
