@@ -21,6 +21,31 @@ type host struct {
 	hold  *Process
 }
 
+// Host is a machine of the world that runs what a test starts on it.
+type Host struct {
+	IP   string
+	host *host
+}
+
+// AddHost makes a machine.
+func (w *World) AddHost(ctx context.Context, name string) (*Host, error) {
+	h, err := w.newHost(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	w.extra++
+	return &Host{IP: fmt.Sprintf("10.99.101.%d", w.extra), host: h}, h.cable(ctx, fmt.Sprintf("10.99.101.%d", w.extra))
+}
+
+// Start starts a program on the machine, and returns when ready has no error.
+func (h *Host) Start(ctx context.Context, name string, ready func(context.Context) error, argv ...string) (*Process, error) {
+	p := &Process{
+		Name: name, Log: h.host.path(name + ".log"), group: h.host.group(), ready: ready,
+		command: func() []string { return h.host.inside(argv...) },
+	}
+	return p, p.Start(ctx)
+}
+
 // newHost makes a host without a cable. Its processes are in a cgroup of its name; own are more of
 // unshare's arguments, before the program that holds it all.
 func (w *World) newHost(ctx context.Context, name string, own ...string) (*host, error) {

@@ -3,8 +3,11 @@ package cluster
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
+	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -18,14 +21,20 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2"
 	"oras.land/oras-go/v2/content/memory"
+	"oras.land/oras-go/v2/errdef"
 	"oras.land/oras-go/v2/registry/remote"
 )
 
-// Image is a small container image of one layer, made without a daemon.
+// Image is a container image, made without a daemon and in memory.
 type Image struct {
 	Entrypoint []string
-	Files      map[string]string // by path in the image: the file here
+	Layers     []Files
+	Gzip       bool   // the layers
+	Arch       string // this machine's where empty
 }
+
+// Files are the files of a layer: by path in the image, the file here.
+type Files map[string]string
 
 // blob is a part of an image.
 type blob struct {
@@ -39,32 +48,48 @@ func newBlob(mediaType string, content []byte) blob {
 
 // blobs returns the parts of the image, the manifest last.
 func (im Image) blobs() ([]blob, error) {
-	tarred, err := im.layer()
-	if err != nil {
-		return nil, err
-	}
-	layer := newBlob(ocispec.MediaTypeImageLayer, tarred)
-	raw, err := json.Marshal(ocispec.Image{
-		Platform: ocispec.Platform{Architecture: runtime.GOARCH, OS: "linux"},
+	var all []blob
+	config := ocispec.Image{
+		Platform: ocispec.Platform{Architecture: cmp.Or(im.Arch, runtime.GOARCH), OS: "linux"},
 		Config:   ocispec.ImageConfig{Entrypoint: im.Entrypoint},
-		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layer.Digest}},
-	})
+		RootFS:   ocispec.RootFS{Type: "layers"},
+	}
+	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	for _, files := range im.Layers {
+		tarred, err := files.tar()
+		if err != nil {
+			return nil, err
+		}
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(tarred))
+		layer := newBlob(ocispec.MediaTypeImageLayer, tarred)
+		if im.Gzip {
+			var packed bytes.Buffer
+			z := gzip.NewWriter(&packed)
+			if _, err := z.Write(tarred); err != nil {
+				return nil, err
+			}
+			if err := z.Close(); err != nil {
+				return nil, err
+			}
+			layer = newBlob(ocispec.MediaTypeImageLayerGzip, packed.Bytes())
+		}
+		all = append(all, layer)
+		manifest.Layers = append(manifest.Layers, layer.Descriptor)
+	}
+	raw, err := json.Marshal(config)
 	if err != nil {
 		return nil, err
 	}
-	config := newBlob(ocispec.MediaTypeImageConfig, raw)
-	raw, err = json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-		Config: config.Descriptor, Layers: []ocispec.Descriptor{layer.Descriptor},
-	})
-	if err != nil {
+	described := newBlob(ocispec.MediaTypeImageConfig, raw)
+	manifest.Config = described.Descriptor
+	if raw, err = json.Marshal(manifest); err != nil {
 		return nil, err
 	}
-	return []blob{layer, config, newBlob(ocispec.MediaTypeImageManifest, raw)}, nil
+	return append(all, described, newBlob(ocispec.MediaTypeImageManifest, raw)), nil
 }
 
-// layer is the tar of the files, and of the folders that they are in.
-func (im Image) layer() ([]byte, error) {
+// tar is the tar of the files, and of the folders that they are in.
+func (f Files) tar() ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	made := map[string]bool{".": true}
@@ -79,8 +104,8 @@ func (im Image) layer() ([]byte, error) {
 		}
 		return w.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755})
 	}
-	for _, name := range slices.Sorted(maps.Keys(im.Files)) {
-		content, err := os.ReadFile(im.Files[name])
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		content, err := os.ReadFile(f[name])
 		if err != nil {
 			return nil, err
 		}
@@ -133,23 +158,45 @@ func (im Image) WriteTar(out io.Writer, reference string) error {
 	return w.Close()
 }
 
-// Push pushes the image to a repository, under the repository's reference.
-func (im Image) Push(ctx context.Context, to *remote.Repository) (ocispec.Descriptor, error) {
+// Push pushes the image to a repository, under the repository's reference. It returns the manifest and the
+// size of everything.
+func (im Image) Push(ctx context.Context, to *remote.Repository) (root ocispec.Descriptor, size int64, err error) {
 	blobs, err := im.blobs()
 	if err != nil {
-		return ocispec.Descriptor{}, err
+		return root, 0, err
 	}
 	store := memory.New()
 	for _, b := range blobs {
-		if err := store.Push(ctx, b.Descriptor, bytes.NewReader(b.content)); err != nil {
-			return b.Descriptor, err
+		size += b.Size
+		if err := store.Push(ctx, b.Descriptor, bytes.NewReader(b.content)); err != nil && !errors.Is(err, errdef.ErrAlreadyExists) {
+			return root, 0, err
 		}
 	}
-	root := blobs[len(blobs)-1].Descriptor
+	root = blobs[len(blobs)-1].Descriptor
 	if err := store.Tag(ctx, root, to.Reference.Reference); err != nil {
-		return root, err
+		return root, 0, err
 	}
-	return oras.Copy(ctx, store, to.Reference.Reference, to, to.Reference.Reference, oras.DefaultCopyOptions)
+	_, err = oras.Copy(ctx, store, to.Reference.Reference, to, to.Reference.Reference, oras.DefaultCopyOptions)
+	return root, size, err
+}
+
+// PushIndex pushes an image that is one for each of some architectures.
+func PushIndex(ctx context.Context, to *remote.Repository, images ...Image) error {
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	for _, im := range images {
+		root, _, err := im.Push(ctx, to)
+		if err != nil {
+			return err
+		}
+		root.Platform = &ocispec.Platform{Architecture: cmp.Or(im.Arch, runtime.GOARCH), OS: "linux"}
+		index.Manifests = append(index.Manifests, root)
+	}
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	b := newBlob(index.MediaType, raw)
+	return to.PushReference(ctx, b.Descriptor, bytes.NewReader(raw), to.Reference.Reference)
 }
 
 // pauseReference is what containerd knows the image of a pod's first container by.
@@ -161,7 +208,7 @@ func (w *World) writePause() error {
 	if err != nil {
 		return err
 	}
-	im := Image{Entrypoint: []string{"/pause"}, Files: map[string]string{"pause": w.tool("pause")}}
+	im := Image{Entrypoint: []string{"/pause"}, Layers: []Files{{"pause": w.tool("pause")}}}
 	if err := im.WriteTar(f, pauseReference); err != nil {
 		f.Close()
 		return fmt.Errorf("image %s: %w", pauseReference, err)

@@ -120,6 +120,15 @@ func (n *Node) Inside(argv ...string) []string {
 	return append([]string{"nsenter", "--target", strconv.Itoa(n.host.hold.Pid()), "--mount", "--net", "--"}, argv...)
 }
 
+// Start starts a program on the node, as a systemd unit of it would, and returns when ready has no error.
+func (n *Node) Start(ctx context.Context, name string, ready func(context.Context) error, argv ...string) (*Process, error) {
+	p := &Process{
+		Name: name + " of " + n.Name, Log: n.host.path(name + ".log"), group: n.host.group(), ready: ready,
+		command: func() []string { return n.Inside(argv...) },
+	}
+	return p, p.Start(ctx)
+}
+
 // Run runs a command on the node and returns what it wrote.
 func (n *Node) Run(ctx context.Context, argv ...string) (string, error) {
 	return output(ctx, n.Inside(argv...)...)

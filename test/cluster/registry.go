@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strconv"
+	"strings"
 
 	"golang.org/x/crypto/bcrypt"
 )
@@ -111,6 +113,21 @@ func answersHTTP(ctx context.Context, client *http.Client, url string) error {
 		return errors.New(resp.Status)
 	}
 	return nil
+}
+
+// Sent returns how many bytes have left the registry's machine, all headers included.
+func (r *Registry) Sent(ctx context.Context) (int64, error) {
+	text, err := output(ctx, r.host.inside("cat", "/proc/net/dev")...) // /sys shows another namespace's
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		name, counts, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if fields := strings.Fields(counts); name == "eth0" && len(fields) > 8 {
+			return strconv.ParseInt(fields[8], 10, 64)
+		}
+	}
+	return 0, errors.New("the registry's machine has no eth0")
 }
 
 // Shape lets the registry's link carry rate each way, as tc writes it ("100mbit"); "" lifts the limit.

@@ -29,6 +29,7 @@ type World struct {
 	net        *host // the switch and router in the middle
 	hosts      int   // numbers for interfaces
 	runc       string
+	extra      int // hosts that tests added
 	Clusters   []*Cluster
 	Registries []*Registry
 }

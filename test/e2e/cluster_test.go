@@ -171,7 +171,7 @@ func TestRegistry(t *testing.T) {
 	}
 	for password, fits := range map[string]bool{"secret": true, "guess": false} {
 		repo := repository(t, r, "team/app:1", "reader", password)
-		_, err := cluster.Image{Files: map[string]string{"file": image}}.Push(within(t), repo)
+		_, _, err := cluster.Image{Layers: []cluster.Files{{"file": image}}}.Push(within(t), repo)
 		if (err == nil) != fits {
 			t.Errorf("push with password %q: %v", password, err)
 		}

@@ -129,8 +129,8 @@ func repository(t *testing.T, r *cluster.Registry, name, user, password string) 
 func pushApp(t *testing.T, r *cluster.Registry, name, file string) string {
 	t.Helper()
 	repo := repository(t, r, "test/"+name+":1", "", "")
-	im := cluster.Image{Entrypoint: []string{"/" + name}, Files: map[string]string{name: file}}
-	if _, err := im.Push(within(t), repo); err != nil {
+	im := cluster.Image{Entrypoint: []string{"/" + name}, Layers: []cluster.Files{{name: file}}}
+	if _, _, err := im.Push(within(t), repo); err != nil {
 		t.Fatal(err)
 	}
 	return repo.Reference.String()

@@ -1,0 +1,252 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/shoal-project/shoal/test/cluster"
+)
+
+// region is Shoal in a world: a mirror and a tracker on a machine of their own, and an agent on each node
+// of a cluster, which containerd is told of by its hosts.toml.
+type region struct {
+	t        *testing.T
+	shoal    string
+	certs    string
+	mirror   *cluster.Process
+	tracker  *cluster.Process
+	machine  *cluster.Host
+	agents   map[string]*cluster.Process // by node
+	registry *cluster.Registry
+}
+
+// The ports of Shoal's parts.
+const (
+	trackerPort, trackerAdmin = 7070, 7080
+	mirrorPort, mirrorAdmin   = 7071, 7081
+	agentPort, agentAdmin     = 7072, 7082
+)
+
+func newRegion(t *testing.T, w *cluster.World, registry *cluster.Registry, nodes []*cluster.Node) *region {
+	t.Helper()
+	dir := t.TempDir()
+	r := &region{
+		t: t, shoal: program(t, "../../cmd/shoal"), certs: filepath.Join(dir, "certs"),
+		agents: map[string]*cluster.Process{}, registry: registry,
+	}
+	r.command("certs", "init", filepath.Join(dir, "ca"))
+	issue := func(role string) string {
+		to := filepath.Join(r.certs, role)
+		r.command("certs", "issue", filepath.Join(dir, "ca"), to, role)
+		return to
+	}
+	var err error
+	if r.machine, err = w.AddHost(t.Context(), "shoal"); err != nil {
+		t.Fatal(err)
+	}
+	at := func(ip string, port int) string { return fmt.Sprintf("%s:%d", ip, port) }
+	start := func(name string, admin string, run func(ctx context.Context, name string, ready func(context.Context) error, argv ...string) (*cluster.Process, error), args ...string) *cluster.Process {
+		p, err := run(within(t), name, answers("http://"+admin+"/readyz"), append([]string{r.shoal}, append(args, "--admin", admin)...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	ip := r.machine.IP
+	r.tracker = start("tracker", at(ip, trackerAdmin), r.machine.Start, "tracker", "--listen", at(ip, trackerPort), "--certs", issue("tracker"))
+	r.mirror = start("mirror", at(ip, mirrorAdmin), r.machine.Start, "mirror", "--listen", at(ip, mirrorPort), "--certs", issue("mirror"),
+		"--dir", filepath.Join(dir, "mirror"), "--upstream", registry.Host+"=http://"+registry.Host)
+	for _, n := range nodes {
+		if err := n.Trust(t.Context(), registry); err != nil {
+			t.Fatal(err)
+		}
+		r.agents[n.Name] = start("shoal", at(n.IP, agentAdmin), n.Start, "peer", "--name", n.Name, "--listen", at(n.IP, agentPort), "--certs", issue("node/"+n.Name),
+			"--dir", "/var/lib/shoal", "--tracker", "https://"+at(ip, trackerPort), "--mirror", "https://"+at(ip, mirrorPort), "--no-yield",
+			"--containerd-config", "/etc/containerd/certs.d", "--containerd-registry", registry.Host)
+	}
+	return r
+}
+
+func (r *region) command(args ...string) string {
+	r.t.Helper()
+	out, err := exec.CommandContext(r.t.Context(), r.shoal, args...).CombinedOutput()
+	if err != nil {
+		r.t.Fatalf("shoal %v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// answers reports whether a URL is answered well.
+func answers(url string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s: %s", url, resp.Status)
+		}
+		return nil
+	}
+}
+
+// metric reads one figure of an agent.
+func (r *region) metric(n *cluster.Node, line string) string {
+	r.t.Helper()
+	text := get(r.t, fmt.Sprintf("http://%s:%d/metrics", n.IP, agentAdmin))
+	for l := range strings.Lines(text) {
+		if value, ok := strings.CutPrefix(l, line+" "); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "0"
+}
+
+// randomFile writes size random bytes, which no compression makes smaller.
+func randomFile(t *testing.T, seed byte, size int) string {
+	t.Helper()
+	content := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(content) // never fails
+	name := filepath.Join(t.TempDir(), "random")
+	if err := os.WriteFile(name, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// sent is how many bytes have left the registry's machine.
+func (r *region) sent() int64 {
+	r.t.Helper()
+	n, err := r.registry.Sent(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return n
+}
+
+// TestContainerd pulls images into real containerds that know of Shoal by a hosts.toml and nothing else.
+func TestContainerd(t *testing.T) {
+	w := newWorld(t)
+	registry, err := w.AddRegistry(t.Context(), "registry", cluster.RegistryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, client := addCluster(t, w, "one", 3)
+	r := newRegion(t, w, registry, c.Nodes)
+	app := program(t, "./testapp")
+	image := cluster.Image{
+		Entrypoint: []string{"/testapp"}, Gzip: true,
+		Layers: []cluster.Files{{"testapp": app}, {"data/one": randomFile(t, 1, 40<<20)}, {"data/two": randomFile(t, 2, 3<<20)}},
+	}
+
+	t.Run("ThreeNodesAtOnce", func(t *testing.T) {
+		repo := repository(t, registry, "team/app:v1", "", "")
+		_, size, err := image.Push(within(t), repo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := r.sent()
+		var pods errgroup.Group
+		for i, n := range c.Nodes {
+			pods.Go(func() error {
+				pod := appPod(fmt.Sprintf("app%d", i), repo.Reference.String(), n.Name, "digests", "/data")
+				if ended := run(t, client, pod, true); ended.Status.Phase != corev1.PodSucceeded {
+					return fmt.Errorf("%s ended as %s\n%s", pod.Name, ended.Status.Phase, describe(client, pod))
+				}
+				return nil
+			})
+		}
+		if err := pods.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		copies := float64(r.sent()-before) / float64(size)
+		t.Logf("3 nodes have pulled %d bytes; %.3f copies left the registry", size, copies)
+		if copies > 1.1 {
+			t.Errorf("%.3f copies left the registry", copies)
+		}
+		for _, n := range c.Nodes {
+			if served := r.metric(n, `shoal_endpoint_sent_bytes_total{source="swarm"}`); served == "0" {
+				t.Errorf("containerd on %s got nothing from its agent", n.Name)
+			}
+		}
+	})
+
+	t.Run("Index", func(t *testing.T) {
+		repo := repository(t, registry, "team/multi:v1", "", "")
+		other := image
+		other.Arch = "riscv64"
+		if err := cluster.PushIndex(within(t), repo, image, other); err != nil {
+			t.Fatal(err)
+		}
+		pod := appPod("multi", repo.Reference.String(), c.Nodes[0].Name, "digests", "/data")
+		if ended := run(t, client, pod, true); ended.Status.Phase != corev1.PodSucceeded {
+			t.Errorf("the Pod ended as %s\n%s", ended.Status.Phase, describe(client, pod))
+		}
+	})
+
+	t.Run("Model", func(t *testing.T) { imageVolume(t, client, registry, registry.Host+"/team/app:v1") })
+
+	t.Run("MirrorDead", func(t *testing.T) {
+		repo := repository(t, registry, "team/late:v1", "", "")
+		late := cluster.Image{Entrypoint: []string{"/testapp"}, Layers: []cluster.Files{{"testapp": app}, {"data/late": randomFile(t, 3, 2<<20)}}}
+		if _, _, err := late.Push(within(t), repo); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.mirror.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		pod := appPod("late", repo.Reference.String(), c.Nodes[1].Name, "digests", "/data")
+		if ended := run(t, client, pod, true); ended.Status.Phase != corev1.PodSucceeded {
+			t.Errorf("the Pod ended as %s\n%s", ended.Status.Phase, describe(client, pod))
+		}
+		if err := r.mirror.Start(within(t)); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	t.Run("AgentDead", func(t *testing.T) {
+		repo := repository(t, registry, "team/alone:v1", "", "")
+		alone := cluster.Image{Entrypoint: []string{"/testapp"}, Layers: []cluster.Files{{"testapp": app}, {"data/alone": randomFile(t, 4, 2<<20)}}}
+		if _, _, err := alone.Push(within(t), repo); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.agents[c.Nodes[2].Name].Kill(); err != nil {
+			t.Fatal(err)
+		}
+		pod := appPod("alone", repo.Reference.String(), c.Nodes[2].Name, "digests", "/data")
+		if ended := run(t, client, pod, true); ended.Status.Phase != corev1.PodSucceeded {
+			t.Errorf("the Pod ended as %s\n%s", ended.Status.Phase, describe(client, pod))
+		}
+	})
+
+	t.Run("RegistryDead", func(t *testing.T) {
+		if err := registry.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		// By tag and by digest, on a node that has the image no longer.
+		n := c.Nodes[1]
+		if out, err := n.Run(within(t), filepath.Join(tools, "crictl"), "--runtime-endpoint", "unix:///run/containerd/containerd.sock", "rmi", registry.Host+"/team/app:v1"); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		pod := appPod("cached", registry.Host+"/team/app:v1", n.Name, "digests", "/data")
+		pod.Spec.Containers[0].ImagePullPolicy = corev1.PullAlways
+		if ended := run(t, client, pod, true); ended.Status.Phase != corev1.PodSucceeded {
+			t.Errorf("the Pod ended as %s\n%s", ended.Status.Phase, describe(client, pod))
+		}
+	})
+}
