@@ -97,6 +97,11 @@ tools:
 e2e: tools
 	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -timeout 20m -count 1 ./test/e2e $(ARGS)
 
+# The reads of the OCI distribution conformance suite against a mirror and a node's endpoint. Needs no root.
+.PHONY: conformance
+conformance: tools
+	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -count 1 -run TestConformance -v ./test/e2e
+
 # The same clusters to play with.
 CLUSTERS ?= 1
 NODES_PER_CLUSTER = $(if $(filter command line environment,$(origin NODES)),$(NODES),2)

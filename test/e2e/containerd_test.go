@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/base64"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -13,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/shoal-project/shoal/test/cluster"
 )
@@ -37,7 +40,9 @@ const (
 	agentPort, agentAdmin     = 7072, 7082
 )
 
-func newRegion(t *testing.T, w *cluster.World, registry *cluster.Registry, nodes []*cluster.Node) *region {
+// newRegion starts Shoal for the nodes. The mirror reads the registry with the credentials of the docker
+// configuration in the folder login, or without any where that is empty.
+func newRegion(t *testing.T, w *cluster.World, registry *cluster.Registry, nodes []*cluster.Node, login string) *region {
 	t.Helper()
 	dir := t.TempDir()
 	r := &region{
@@ -64,7 +69,10 @@ func newRegion(t *testing.T, w *cluster.World, registry *cluster.Registry, nodes
 	}
 	ip := r.machine.IP
 	r.tracker = start("tracker", at(ip, trackerAdmin), r.machine.Start, "tracker", "--listen", at(ip, trackerPort), "--certs", issue("tracker"))
-	r.mirror = start("mirror", at(ip, mirrorAdmin), r.machine.Start, "mirror", "--listen", at(ip, mirrorPort), "--certs", issue("mirror"),
+	withLogin := func(ctx context.Context, name string, ready func(context.Context) error, argv ...string) (*cluster.Process, error) {
+		return r.machine.Start(ctx, name, ready, append([]string{"env", "DOCKER_CONFIG=" + login}, argv...)...)
+	}
+	r.mirror = start("mirror", at(ip, mirrorAdmin), withLogin, "mirror", "--listen", at(ip, mirrorPort), "--certs", issue("mirror"),
 		"--dir", filepath.Join(dir, "mirror"), "--upstream", registry.Host+"=http://"+registry.Host)
 	for _, n := range nodes {
 		if err := n.Trust(t.Context(), registry); err != nil {
@@ -147,7 +155,7 @@ func TestContainerd(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, client := addCluster(t, w, "one", 3)
-	r := newRegion(t, w, registry, c.Nodes)
+	r := newRegion(t, w, registry, c.Nodes, t.TempDir())
 	app := program(t, "./testapp")
 	image := cluster.Image{
 		Entrypoint: []string{"/testapp"}, Gzip: true,
@@ -219,6 +227,42 @@ func TestContainerd(t *testing.T) {
 		}
 	})
 
+	t.Run("AgentDiesInMidBlob", func(t *testing.T) {
+		repo := repository(t, registry, "team/half:v1", "", "")
+		half := cluster.Image{Entrypoint: []string{"/testapp"}, Layers: []cluster.Files{{"testapp": app}, {"data/half": randomFile(t, 5, 32<<20)}}}
+		if _, _, err := half.Push(within(t), repo); err != nil {
+			t.Fatal(err)
+		}
+		if err := registry.Shape(within(t), "80mbit"); err != nil { // three seconds and more
+			t.Fatal(err)
+		}
+		n := c.Nodes[0]
+		agent := r.agents[n.Name]
+		before := r.sent()
+		killed := make(chan error, 1)
+		go func() {
+			killed <- until(within(t), func(context.Context) error {
+				if r.sent()-before < 10<<20 {
+					return errors.New("less than 10 MiB have left the registry")
+				}
+				return agent.Kill()
+			})
+		}()
+		pod := appPod("half", repo.Reference.String(), n.Name, "digests", "/data")
+		if ended := run(t, client, pod, true); ended.Status.Phase != corev1.PodSucceeded {
+			t.Errorf("the Pod ended as %s\n%s", ended.Status.Phase, describe(client, pod))
+		}
+		if err := <-killed; err != nil {
+			t.Error(err)
+		}
+		if err := registry.Shape(within(t), ""); err != nil {
+			t.Fatal(err)
+		}
+		if err := agent.Start(within(t)); err != nil {
+			t.Fatal(err)
+		}
+	})
+
 	t.Run("AgentDead", func(t *testing.T) {
 		repo := repository(t, registry, "team/alone:v1", "", "")
 		alone := cluster.Image{Entrypoint: []string{"/testapp"}, Layers: []cluster.Files{{"testapp": app}, {"data/alone": randomFile(t, 4, 2<<20)}}}
@@ -249,4 +293,90 @@ func TestContainerd(t *testing.T) {
 			t.Errorf("the Pod ended as %s\n%s", ended.Status.Phase, describe(client, pod))
 		}
 	})
+}
+
+// TestPrivateImages shows who gets an image that its registry gives to some only.
+func TestPrivateImages(t *testing.T) {
+	const user, password = "reader", "secret"
+	w := newWorld(t)
+	registry, err := w.AddRegistry(t.Context(), "private", cluster.RegistryOptions{User: user, Password: password})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, client := addCluster(t, w, "one", 2)
+	login := t.TempDir()
+	credentials := dockerConfig(registry.Host, user, password)
+	if err := os.WriteFile(filepath.Join(login, "config.json"), credentials, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRegion(t, w, registry, c.Nodes, login)
+	app := program(t, "./testapp")
+	repo := repository(t, registry, "team/private:v1", user, password)
+	image := cluster.Image{Entrypoint: []string{"/testapp"}, Layers: []cluster.Files{{"testapp": app}, {"data/secret": randomFile(t, 1, 6<<20)}}}
+	if _, _, err := image.Push(within(t), repo); err != nil {
+		t.Fatal(err)
+	}
+	for name, config := range map[string][]byte{"right": credentials, "wrong": dockerConfig(registry.Host, user, "guess")} {
+		secret := &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "default"},
+			Type:       corev1.SecretTypeDockerConfigJson, Data: map[string][]byte{corev1.DockerConfigJsonKey: config},
+		}
+		if _, err := client.CoreV1().Secrets("default").Create(within(t), secret, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	private := func(name, secret, node string) *corev1.Pod {
+		pod := appPod(name, repo.Reference.String(), node, "digests", "/data")
+		pod.Spec.Containers[0].ImagePullPolicy = corev1.PullAlways
+		if secret != "" {
+			pod.Spec.ImagePullSecrets = []corev1.LocalObjectReference{{Name: secret}}
+		}
+		return pod
+	}
+	for i, n := range c.Nodes {
+		pod := private(fmt.Sprintf("right%d", i), "right", n.Name)
+		if ended := run(t, client, pod, true); ended.Status.Phase != corev1.PodSucceeded {
+			t.Fatalf("with the secret the Pod ended as %s\n%s", ended.Status.Phase, describe(client, pod))
+		}
+		if served := r.metric(n, `shoal_endpoint_sent_bytes_total{source="swarm"}`); served == "0" {
+			t.Errorf("containerd on %s got no blob from its agent", n.Name)
+		}
+	}
+	// The node and its agent hold the image now.
+	for name, secret := range map[string]string{"none": "", "wrong": "wrong"} {
+		pod := private(name, secret, c.Nodes[0].Name)
+		if _, err := client.CoreV1().Pods("default").Create(within(t), pod, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		var why string
+		err := until(within(t), func(ctx context.Context) error {
+			now, err := client.CoreV1().Pods("default").Get(ctx, name, metav1.GetOptions{})
+			if err != nil {
+				return err
+			}
+			for _, s := range now.Status.ContainerStatuses {
+				if s.State.Terminated != nil || s.State.Running != nil {
+					t.Fatalf("with the secret %q the Pod runs", secret)
+				}
+				if s.State.Waiting != nil && (s.State.Waiting.Reason == "ErrImagePull" || s.State.Waiting.Reason == "ImagePullBackOff") {
+					why = s.State.Waiting.Message
+					return nil
+				}
+			}
+			return errors.New("the Pod has not been refused yet")
+		})
+		if err != nil {
+			t.Fatalf("%v\n%s", err, describe(client, pod))
+		}
+		t.Logf("with the secret %q: %s", secret, why)
+		// Of a registry that asks for a password and gets none, containerd says less than of a 404 before.
+		if secret != "" && !strings.Contains(why, "401") {
+			t.Errorf("the error is not the registry's own: %s", why)
+		}
+	}
+}
+
+// dockerConfig is a docker configuration with the credentials for one registry.
+func dockerConfig(host, user, password string) []byte {
+	return fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
 }

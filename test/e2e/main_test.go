@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"flag"
 	"fmt"
 	"net/http"
@@ -157,6 +158,16 @@ func run(t *testing.T, client kubernetes.Interface, pod *corev1.Pod, toEnd bool)
 		t.Fatalf("Pod %s: %v\n%s", pod.Name, err, describe(client, pod))
 	}
 	return now
+}
+
+// until tries until there is no error.
+func until(ctx context.Context, try func(context.Context) error) error {
+	var last error
+	err := wait.PollUntilContextCancel(ctx, 50*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		last = try(ctx)
+		return last == nil, nil
+	})
+	return errors.Join(err, last)
 }
 
 func ready(pod *corev1.Pod) bool {
