@@ -262,3 +262,29 @@ func TestNextPage(t *testing.T) {
 		}
 	}
 }
+
+// A repository is no way to a blob that only another one has, though the mirror keeps it.
+func TestHeadAsksForTheRepository(t *testing.T) {
+	r := newRig(t)
+	d, blob := r.push(1000)
+	if got := r.get(blobPath(d)); string(got.body) != string(blob) {
+		t.Fatalf("%d", got.status)
+	}
+	head := func(name string) int {
+		return r.do(t.Context(), http.MethodHead, "/v2/"+name+"/blobs/"+d.String()).status
+	}
+	if got := head(repo); got != http.StatusOK {
+		t.Errorf("the repository that has it: %d", got)
+	}
+	if got := head("other/repository"); got != http.StatusNotFound {
+		t.Errorf("a repository that lacks it: %d", got)
+	}
+	// What was seen holds while upstream is down.
+	r.setFault(func(*http.Request) registryserver.Fault { return registryserver.Fault{Status: http.StatusBadGateway} })
+	if got := head(repo); got != http.StatusOK {
+		t.Errorf("with upstream down: %d", got)
+	}
+	if got := head("third/repository"); got != http.StatusServiceUnavailable {
+		t.Errorf("a repository that was never seen, with upstream down: %d", got)
+	}
+}

@@ -92,6 +92,7 @@ type Mirror struct {
 	upstreams map[string]*upstream // for blobs
 	quick     map[string]*upstream // for manifests: fewer tries
 	failures  failures
+	confirmed confirmations
 	buffers   buffers
 	runner    runner
 	flights   flights
@@ -268,6 +269,7 @@ func (m *Mirror) runFill(ctx context.Context, f *fill) {
 	switch {
 	case err == nil:
 		m.failures.forget(key)
+		m.confirmed.add(key, time.Now())
 		m.metrics.fillsEnded.WithLabelValues("ok").Inc()
 		log.InfoContext(ctx, "blob is here", slog.Int64("bytes", f.blob.Size()))
 	case errors.Is(err, ErrWrongBytes):
@@ -348,24 +350,50 @@ func (m *Mirror) closeFill(f *fill) {
 	}
 }
 
-// Stat returns a blob's size in bytes without starting its fill. Its errors are those of Blob.
+// Stat returns a blob's size in bytes without starting its fill, if the repository of src has it: that the mirror
+// has it from another one is not enough. Its errors are those of Blob.
 func (m *Mirror) Stat(ctx context.Context, src Source, d digest.Digest) (int64, error) {
-	up := m.upstreams[src.Upstream]
-	if up == nil {
+	if m.upstreams[src.Upstream] == nil {
 		return 0, fmt.Errorf("upstream %q: %w", src.Upstream, ErrUnknownUpstream)
 	}
+	key := failureKey{src, d.String()}
+	at, seen := m.confirmed.seen(key)
+	kept, here := m.sizeHere(ctx, d)
+	if here && seen && time.Since(at) < confirmedFor {
+		return kept, nil
+	}
+	size, err := m.statUpstream(ctx, src, d, key)
+	e, upstream := errors.AsType[*UpstreamError](err)
+	switch {
+	case err == nil:
+		m.confirmed.add(key, time.Now())
+	case upstream && e.down() && here && seen:
+		return kept, nil
+	case upstream && !e.down():
+		m.confirmed.drop(key)
+	}
+	return size, err
+}
+
+// sizeHere is the blob's size where the mirror has it, or fills it.
+func (m *Mirror) sizeHere(ctx context.Context, d digest.Digest) (int64, bool) {
 	m.mu.Lock()
 	f := m.fills[d]
 	m.mu.Unlock()
 	if f != nil {
 		if blob, _ := f.state(); blob != nil {
-			return blob.Size(), nil
+			return blob.Size(), true
 		}
 	}
-	if r, err := m.store.OpenVerified(ctx, d); err == nil {
-		return r.Size(), r.Close()
+	r, err := m.store.OpenVerified(ctx, d)
+	if err != nil {
+		return 0, false
 	}
-	key := failureKey{src, d.String()}
+	size := r.Size()
+	return size, r.Close() == nil
+}
+
+func (m *Mirror) statUpstream(ctx context.Context, src Source, d digest.Digest, key failureKey) (int64, error) {
 	if err := m.failures.check(key, time.Now()); err != nil {
 		return 0, err
 	}

@@ -21,6 +21,10 @@ const (
 	stay = 10 * time.Minute
 	// maxStaying is how many such blobs are kept; those without a reader for longest go first.
 	maxStaying = 64
+	// confirmedFor is for how long a repository is believed to have a blob, and maxConfirmed how many
+	// such answers are remembered.
+	confirmedFor = 10 * time.Minute
+	maxConfirmed = 1 << 16
 	// beginTime bounds the questions before a transfer begins.
 	beginTime = time.Minute
 	// copyBytes is how much is read from the disk at once.
@@ -33,10 +37,17 @@ type guests struct {
 	cfg   Config
 	seeds *seeds
 
-	mu     sync.Mutex
-	open   map[digest.Digest]*guest
-	ended  bool
-	leaves sync.WaitGroup
+	mu        sync.Mutex
+	open      map[digest.Digest]*guest
+	confirmed map[string]confirmation // by UPSTREAM/REPOSITORY@DIGEST
+	ended     bool
+	leaves    sync.WaitGroup
+}
+
+// confirmation says that a repository has a blob, of this size.
+type confirmation struct {
+	size int64
+	at   time.Time
 }
 
 // guest is one blob on its way, or lingering.
@@ -51,14 +62,54 @@ type guest struct {
 }
 
 func newGuests(cfg Config, s *seeds) *guests {
-	return &guests{cfg: cfg, seeds: s, open: map[digest.Digest]*guest{}}
+	return &guests{cfg: cfg, seeds: s, open: map[digest.Digest]*guest{}, confirmed: map[string]confirmation{}}
 }
 
 // errEnding says that the node shuts down.
 var errEnding = errors.New("the node shuts down")
 
+// confirm returns the size of a blob that the repository has. Whoever may read one repository must not reach
+// through it what only others have: the node may hold the blob from there.
+func (g *guests) confirm(ctx context.Context, reference string, d digest.Digest) (int64, error) {
+	now := time.Now()
+	g.mu.Lock()
+	c, ok := g.confirmed[reference]
+	g.mu.Unlock()
+	if ok && now.Sub(c.at) < confirmedFor {
+		return c.size, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, beginTime)
+	defer cancel()
+	repos, _, err := g.cfg.Origins.open(reference)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		for _, repo := range repos {
+			repo.Close()
+		}
+	}()
+	size, err := each(ctx, repos, func(repo *registry.Repository) (int64, error) {
+		return repo.BlobSize(ctx, d)
+	})
+	if err != nil {
+		return 0, err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.confirmed) >= maxConfirmed {
+		for old, c := range g.confirmed {
+			if now.Sub(c.at) >= confirmedFor || len(g.confirmed) >= maxConfirmed {
+				delete(g.confirmed, old)
+			}
+		}
+	}
+	g.confirmed[reference] = confirmation{size, now}
+	return size, nil
+}
+
 // enter becomes a reader of the blob, whose transfer begins if need be.
-func (g *guests) enter(ctx context.Context, upstream, repository string, d digest.Digest) (*guest, error) {
+func (g *guests) enter(ctx context.Context, reference string, d digest.Digest, size int64) (*guest, error) {
 	g.mu.Lock()
 	if g.ended {
 		g.mu.Unlock()
@@ -69,7 +120,7 @@ func (g *guests) enter(ctx context.Context, upstream, repository string, d diges
 		b = &guest{digest: d, begun: make(chan struct{})}
 		g.open[d] = b
 		g.leaves.Go(func() {
-			b.part, b.err = g.begin(context.WithoutCancel(ctx), upstream+"/"+repository+"@"+d.String(), d)
+			b.part, b.err = g.begin(context.WithoutCancel(ctx), reference, d, size)
 			close(b.begun)
 		})
 	}
@@ -93,25 +144,11 @@ func (g *guests) enter(ctx context.Context, upstream, repository string, d diges
 }
 
 // begin joins the blob's transfer.
-func (g *guests) begin(ctx context.Context, reference string, d digest.Digest) (part, error) {
+func (g *guests) begin(ctx context.Context, reference string, d digest.Digest, size int64) (part, error) {
 	ctx, cancel := context.WithTimeout(ctx, beginTime)
 	defer cancel()
 	if p, ok := g.seeds.join(d); ok {
 		return p, nil
-	}
-	repos, _, err := g.cfg.Origins.open(reference)
-	if err != nil {
-		return part{}, err
-	}
-	size, err := each(ctx, repos, func(repo *registry.Repository) (int64, error) {
-		desc, err := repo.Blobs().Resolve(ctx, d.String())
-		return desc.Size, err
-	})
-	for _, repo := range repos {
-		repo.Close()
-	}
-	if err != nil {
-		return part{}, fmt.Errorf("blob %s: %w", d, err)
 	}
 	return g.seeds.acquire(ctx, store.Spec{Digest: d, Size: size}, func() ([]*registry.Repository, error) {
 		repos, _, err := g.cfg.Origins.open(reference)
@@ -237,9 +274,14 @@ const (
 	FromSwarm = "swarm" // as it arrives from peers and the mirror
 )
 
-// OpenBlob opens a blob of a repository, for reading while it arrives. source is where its bytes come from.
-// The caller closes it. The error is pullapi's or says why neither the mirror nor an upstream has it.
+// OpenBlob opens a blob that a repository has, for reading while it arrives. source is where its bytes come from.
+// The caller closes it. The error says why neither the mirror nor an upstream gives it.
 func (p *Peer) OpenBlob(ctx context.Context, upstream, repository string, d digest.Digest) (blob pullapi.Blob, source string, err error) {
+	reference := upstream + "/" + repository + "@" + d.String()
+	size, err := p.guests.confirm(ctx, reference, d)
+	if err != nil {
+		return nil, FromSwarm, err
+	}
 	r, err := p.cfg.Store.OpenVerified(ctx, d)
 	if err == nil {
 		return verified{r}, FromStore, nil
@@ -247,7 +289,7 @@ func (p *Peer) OpenBlob(ctx context.Context, upstream, repository string, d dige
 	if !errors.Is(err, store.ErrNotFound) {
 		return nil, FromStore, err
 	}
-	b, err := p.guests.enter(ctx, upstream, repository, d)
+	b, err := p.guests.enter(ctx, reference, d, size)
 	if err != nil {
 		return nil, FromSwarm, err
 	}

@@ -74,7 +74,7 @@ func pathFrom(t *testing.T, file string) pullPath {
 
 // read asks for n bytes of a blob and copies them to w.
 func (p pullPath) read(ctx context.Context, w io.Writer, registry, repository string, d digest.Digest, off, n int64) error {
-	url := fmt.Sprintf("%s/v2/%s/blobs/%s?ns=%s", p.url, "models/m", d, registry)
+	url := fmt.Sprintf("%s/v2/%s/blobs/%s?ns=%s", p.url, repository, d, registry)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return err
@@ -174,6 +174,10 @@ func TestManyReadersOfOneBlob(t *testing.T) {
 	t.Logf("%d readers of %d MiB: the mirror sent %.3f copies, the node has %d MiB of anonymous memory", readers, mib, float64(sent)/float64(size), anon>>20)
 	if sent > size*105/100 {
 		t.Errorf("the mirror sent %d bytes of %d", sent, size)
+	}
+	// The node has it, but another repository is no way to it.
+	if err := path.read(t.Context(), io.Discard, r.upstream.host, "models/other", d, 0, 10); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("through a repository that lacks the blob: %v", err)
 	}
 	if anon > 250<<20 {
 		t.Errorf("the node has %d MiB of anonymous memory", anon>>20)

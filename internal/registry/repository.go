@@ -238,6 +238,12 @@ func (r *Repository) Extension(ctx context.Context, path string, query url.Value
 	return raw, nil
 }
 
+// BlobSize returns the size in bytes of a blob that the repository has.
+func (r *Repository) BlobSize(ctx context.Context, d digest.Digest) (int64, error) {
+	desc, err := r.Blobs().Resolve(ctx, d.String())
+	return desc.Size, r.explain("look up "+d.String(), err)
+}
+
 // maxManifest is the longest manifest in bytes; registries must take 4 MiB (distribution-spec).
 const maxManifest = 4 << 20
 
