@@ -101,11 +101,15 @@ func (m *Mirror) serveBlob(w http.ResponseWriter, r *http.Request, src Source, t
 }
 
 func (m *Mirror) serveManifest(w http.ResponseWriter, r *http.Request, src Source, t pullapi.Target) error {
+	public := m.upstreams[src.Upstream].anonymous(r.Context())
+	if !public && r.Header.Get(pullapi.ClientHeader) != "" {
+		return m.serveGated(w, r, src, t)
+	}
 	manifest, err := m.Manifest(r.Context(), src, t.Reference)
 	if err != nil {
 		return err
 	}
-	if m.upstreams[src.Upstream].anonymous(r.Context()) {
+	if public {
 		w.Header().Set(pullapi.AccessHeader, pullapi.Public)
 	}
 	pullapi.ServeManifest(w, r, manifest)

@@ -93,6 +93,7 @@ type Mirror struct {
 	quick     map[string]*upstream // for manifests: fewer tries
 	failures  failures
 	confirmed confirmations
+	gate      gate
 	buffers   buffers
 	runner    runner
 	flights   flights

@@ -372,9 +372,10 @@ func (a *arriving) CopyRange(ctx context.Context, w io.Writer, off, n int64) err
 // Close implements pullapi.Blob.
 func (a *arriving) Close() { a.guests.exit(a.guest) }
 
-// PublicManifest returns a manifest that the mirror may give to everyone. ok is false where it may not, or
-// where nobody can tell.
-func (p *Peer) PublicManifest(ctx context.Context, upstream, repository, reference string) (m pullapi.Manifest, ok bool, err error) {
+// ClientManifest returns a manifest for a client that sent authorization. ok is false where upstream does not give
+// it to that client, or where nobody can tell. The error may be a *registry.ChallengeError: upstream wants a
+// token.
+func (p *Peer) ClientManifest(ctx context.Context, upstream, repository, reference, authorization string) (m pullapi.Manifest, ok bool, err error) {
 	if p.cfg.Origins.Mirror == "" {
 		return m, false, nil
 	}
@@ -391,9 +392,10 @@ func (p *Peer) PublicManifest(ctx context.Context, upstream, repository, referen
 			repo.Close()
 		}
 	}()
-	m, header, err := repos[0].Manifest(ctx, reference) // the mirror comes first
+	m, header, err := repos[0].ClientManifest(ctx, reference, authorization) // the mirror comes first
 	if err != nil {
 		return m, false, err
 	}
-	return m, header.Get(pullapi.AccessHeader) == pullapi.Public, nil
+	access := header.Get(pullapi.AccessHeader)
+	return m, access == pullapi.Public || access == pullapi.Granted, nil
 }

@@ -31,11 +31,16 @@ type Manifest struct {
 	Content   []byte
 }
 
-// AccessHeader says of a manifest who may have it. Public means that upstream gives it to everyone; without
-// the header nobody knows.
 const (
+	// AccessHeader says of a manifest who may have it. Without the header nobody knows.
 	AccessHeader = "Shoal-Access"
-	Public       = "public"
+	// Public means that upstream gives it to everyone.
+	Public = "public"
+	// Granted means that upstream gives it to the client whose token came with the request.
+	Granted = "granted"
+	// ClientHeader marks a request for a manifest that a node sends on behalf of a client of its own, with
+	// the client's Authorization: it is for the client that upstream is to decide.
+	ClientHeader = "Shoal-Client"
 )
 
 // ServeBlob answers a GET with a blob or a part of it, and returns how many bytes that was. An error that

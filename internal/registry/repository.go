@@ -56,6 +56,7 @@ type Repository struct {
 	retry     Retry
 	stall     time.Duration
 	transport *http.Transport
+	base      http.RoundTripper // transport, with the namespace
 }
 
 // Open prepares the repository that reference names ("host[:port]/name", with or without a tag or
@@ -108,8 +109,11 @@ func Open(reference string, cfg Config) (*Repository, error) {
 	repo.PlainHTTP = cfg.PlainHTTP
 	// Old referrers indexes are left to the registry's collector: many registries refuse deletes.
 	repo.SkipReferrersGC = true
-	return &Repository{Repository: repo, retry: cfg.Retry, stall: cfg.Stall, transport: transport}, nil
+	return &Repository{Repository: repo, retry: cfg.Retry, stall: cfg.Stall, transport: transport, base: base}, nil
 }
+
+// Transport is what carries the requests, without credentials and without retries.
+func (r *Repository) Transport() http.RoundTripper { return r.base }
 
 // Close ends idle connections.
 func (r *Repository) Close() { r.transport.CloseIdleConnections() }
@@ -247,20 +251,41 @@ func (r *Repository) BlobSize(ctx context.Context, d digest.Digest) (int64, erro
 // maxManifest is the longest manifest in bytes; registries must take 4 MiB (distribution-spec).
 const maxManifest = 4 << 20
 
-// Manifest reads a manifest or an index, whatever its kind, checks it against reference where that is a
-// digest, and returns the answer's header beside it.
-func (r *Repository) Manifest(ctx context.Context, reference string) (pullapi.Manifest, http.Header, error) {
+// ChallengeError says that a token is wanted, and from where (RFC 9110, WWW-Authenticate).
+type ChallengeError struct{ Challenge string }
+
+// Error implements error.
+func (e *ChallengeError) Error() string { return "a token is wanted" }
+
+// ClientManifest asks a mirror of ours for a manifest or an index on behalf of a client, with the client's own
+// authorization and with no credentials of this process. It checks what comes against reference where that is
+// a digest, and returns the answer's header beside it. The error may be a *ChallengeError.
+func (r *Repository) ClientManifest(ctx context.Context, reference, authorization string) (pullapi.Manifest, http.Header, error) {
 	op := "read manifest " + reference
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url("manifests/"+reference), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url("manifests/"+reference), http.NoBody)
 	if err != nil {
 		return pullapi.Manifest{}, nil, err
 	}
 	req.Header.Set("Accept", "*/*")
-	resp, err := r.do(req)
+	req.Header.Set(pullapi.ClientHeader, "1")
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	client := http.Client{
+		Transport:     r.base,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return pullapi.Manifest{}, nil, r.explain(op, err)
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusUnauthorized && resp.Header.Get("Www-Authenticate") != "" {
+		return pullapi.Manifest{}, nil, &ChallengeError{resp.Header.Get("Www-Authenticate")}
+	}
+	if resp.StatusCode != http.StatusOK {
+		return pullapi.Manifest{}, nil, r.explain(op, errorResponse(resp))
+	}
 	content, err := io.ReadAll(io.LimitReader(resp.Body, maxManifest+1))
 	if err != nil {
 		return pullapi.Manifest{}, nil, r.explain(op, err)

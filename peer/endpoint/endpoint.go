@@ -1,9 +1,11 @@
 // Package endpoint is the registry API that a node's containerd is given as a mirror, on loopback.
 //
 // Blobs come from the node's store, or from the swarm while they arrive. Who may have them was decided when
-// the client got the manifest that names them: the endpoint gives a manifest only where the region's mirror
-// says that upstream gives it to everyone, and for all others answers 404, so that containerd asks the
-// registry itself, with the credentials of the pull. No credential is ever asked for here.
+// the client got the manifest that names them, and that is for the registry to decide: the region's mirror says
+// whether the registry gives it to everyone, or to the bearer of the token that came along. Where it wants a
+// token its own challenge is handed on, so that the token comes from there and no password passes here. For
+// everything else the answer is 404, and containerd asks the registry itself, with the credentials of the
+// pull.
 //
 // What connects has to show a key that only root of this machine can read: digests are no secrets. The other
 // way round, the authority that containerd is told to believe is this process's own, so that an impostor on
@@ -33,8 +35,10 @@ type Node interface {
 	// OpenBlob opens a blob of a repository for reading while it arrives; source names where it comes
 	// from. Who reads it closes it.
 	OpenBlob(ctx context.Context, upstream, repository string, d digest.Digest) (blob pullapi.Blob, source string, err error)
-	// PublicManifest returns a manifest that everyone may have; ok is false for all others.
-	PublicManifest(ctx context.Context, upstream, repository, reference string) (m pullapi.Manifest, ok bool, err error)
+	// ClientManifest returns a manifest for a client that sent authorization; ok is false where its registry
+	// does not give it to that client, or where nobody can tell. The error may be a
+	// *registry.ChallengeError: the registry wants a token.
+	ClientManifest(ctx context.Context, upstream, repository, reference, authorization string) (m pullapi.Manifest, ok bool, err error)
 }
 
 // Config says what the endpoint serves.
@@ -87,7 +91,7 @@ func New(cfg Config) (*Endpoint, error) {
 
 // kinds are the words for what is asked, in logs and metrics.
 var kinds = map[pullapi.Kind]string{
-	pullapi.Base: "base", pullapi.Blobs: "blob", pullapi.Manifests: "manifest", pullapi.Referrers: "referrers", pullapi.Tags: "tags",
+	pullapi.Base: "base", pullapi.Blobs: "blob", pullapi.Manifests: "manifest", pullapi.Referrers: "referrers", pullapi.Tags: "tags", pullapi.Segments: "segments",
 }
 
 // refusal is an answer that is no success.
@@ -154,7 +158,11 @@ func (e *Endpoint) serve(w http.ResponseWriter, r *http.Request, t pullapi.Targe
 }
 
 func (e *Endpoint) serveManifest(w http.ResponseWriter, r *http.Request, ns string, t pullapi.Target) error {
-	m, ok, err := e.cfg.Node.PublicManifest(r.Context(), ns, t.Repository, t.Reference)
+	m, ok, err := e.cfg.Node.ClientManifest(r.Context(), ns, t.Repository, t.Reference, r.Header.Get("Authorization"))
+	if wanted, is := errors.AsType[*registry.ChallengeError](err); is {
+		w.Header().Set("Www-Authenticate", wanted.Challenge)
+		return &refusal{http.StatusUnauthorized, "UNAUTHORIZED", "the registry " + ns + " wants a token"}
+	}
 	if err != nil {
 		return err
 	}

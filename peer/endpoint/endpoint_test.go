@@ -53,10 +53,21 @@ func (n *node) OpenBlob(_ context.Context, _, _ string, d digest.Digest) (pullap
 	return &blob{n}, "store", nil
 }
 
-// PublicManifest implements endpoint.Node.
-func (n *node) PublicManifest(_ context.Context, _, repository, _ string) (pullapi.Manifest, bool, error) {
-	return n.manifest, repository == "public/app", nil
+// ClientManifest implements endpoint.Node.
+func (n *node) ClientManifest(_ context.Context, _, repository, _, authorization string) (pullapi.Manifest, bool, error) {
+	switch repository {
+	case "public/app":
+		return n.manifest, true, nil
+	case "token/app":
+		if authorization == "" {
+			return n.manifest, false, &registry.ChallengeError{Challenge: challenge}
+		}
+		return n.manifest, authorization == "Bearer good", nil
+	}
+	return n.manifest, false, nil
 }
+
+const challenge = `Bearer realm="https://auth.reg.test/token",service="reg.test",scope="repository:token/app:pull"`
 
 type blob struct{ *node }
 
@@ -185,6 +196,32 @@ func TestBroken(t *testing.T) {
 	status, body, _, err := get(t, containerd(t, id), http.MethodGet, url+"/v2/a/blobs/"+n.digest().String()+"?ns=reg.test", "")
 	if err == nil {
 		t.Errorf("%d, %d bytes and no error", status, len(body))
+	}
+}
+
+// Where the registry wants a token, its own challenge is handed on.
+func TestTokens(t *testing.T) {
+	url, id := serve(t, newNode(t))
+	client := containerd(t, id)
+	for authorization, want := range map[string]int{"": 401, "Bearer good": 200, "Bearer bad": 404, "Basic dTpw": 404} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/v2/token/app/manifests/v1?ns=reg.test", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if authorization != "" {
+			req.Header.Set("Authorization", authorization)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != want {
+			t.Errorf("%q: %s, want %d", authorization, resp.Status, want)
+		}
+		if got := resp.Header.Get("Www-Authenticate"); (got == challenge) != (want == 401) {
+			t.Errorf("%q: challenge %q", authorization, got)
+		}
 	}
 }
 

@@ -1,0 +1,152 @@
+package mirror
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/shoal-project/shoal/internal/pullapi"
+)
+
+// gate decides who may have a manifest that upstream does not give to everyone: whoever upstream itself gives it
+// to. A client's bearer token is shown to upstream, for that repository, and of what upstream accepted only a
+// hash is remembered. Passwords are never taken: a registry that asks for one is asked by the client itself.
+type gate struct {
+	mu       sync.Mutex
+	accepted map[admission]time.Time // until when
+}
+
+// admission is a token that upstream accepted for a repository.
+type admission struct {
+	source Source
+	token  [sha256.Size]byte
+}
+
+const (
+	// admittedFor is for how long a token that upstream accepted is not shown to it again: a token that is
+	// revoked, or runs out, works here for as long.
+	admittedFor = time.Minute
+	// maxAdmitted bounds the memory that clients can make us use.
+	maxAdmitted = 1 << 14
+)
+
+// verdict is what a client is answered.
+type verdict struct {
+	granted bool
+	// challenge, where it is set, is upstream's own: the client is to come back with a token from there.
+	challenge string
+}
+
+const bearer = "Bearer "
+
+// ask says whether a client that sent authorization may have src's manifest called reference. Where it cannot be
+// told, it may not.
+func (g *gate) ask(ctx context.Context, up *upstream, src Source, reference, authorization string) (verdict, error) {
+	if authorization != "" && !strings.HasPrefix(authorization, bearer) {
+		return verdict{}, nil
+	}
+	key := admission{src, sha256.Sum256([]byte(authorization))}
+	now := time.Now()
+	if authorization != "" && g.admits(key, now) {
+		return verdict{granted: true}, nil
+	}
+	status, challenge, err := up.judge(ctx, src, reference, authorization)
+	switch {
+	case err != nil:
+		return verdict{}, err
+	case status == http.StatusOK && authorization != "":
+		g.admit(key, now)
+		return verdict{granted: true}, nil
+	case status == http.StatusOK:
+		return verdict{granted: true}, nil
+	case status == http.StatusUnauthorized && authorization == "" && strings.HasPrefix(challenge, bearer):
+		return verdict{challenge: challenge}, nil
+	}
+	return verdict{}, nil
+}
+
+func (g *gate) admits(key admission, now time.Time) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return now.Before(g.accepted[key])
+}
+
+func (g *gate) admit(key admission, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.accepted == nil {
+		g.accepted = map[admission]time.Time{}
+	}
+	if len(g.accepted) >= maxAdmitted {
+		for old, until := range g.accepted {
+			if now.After(until) || len(g.accepted) >= maxAdmitted {
+				delete(g.accepted, old)
+			}
+		}
+	}
+	g.accepted[key] = now.Add(admittedFor)
+}
+
+// judgeTime bounds a question on a client's behalf.
+const judgeTime = 10 * time.Second
+
+// judge asks upstream for a manifest's header with a client's authorization, or without any, and with nothing of
+// ours. It follows no redirect: the token is for this host.
+func (u *upstream) judge(ctx context.Context, src Source, reference, authorization string) (status int, challenge string, err error) {
+	repo, err := u.repository(src.Repository)
+	if err != nil {
+		return 0, "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, judgeTime)
+	defer cancel()
+	scheme := "https"
+	if u.cfg.PlainHTTP {
+		scheme = "http"
+	}
+	address := fmt.Sprintf("%s://%s/v2/%s/manifests/%s", scheme, repo.Reference.Host(), repo.Reference.Repository, reference)
+	req, err := http.NewRequestWithContext(ctx, http.MethodHead, address, http.NoBody)
+	if err != nil {
+		return 0, "", err
+	}
+	req.Header = accepted()
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	client := http.Client{
+		Transport:     repo.Transport(),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, "", blame(src, err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode, resp.Header.Get("Www-Authenticate"), nil
+}
+
+// serveGated answers a request for a manifest that a node sends on behalf of a client.
+func (m *Mirror) serveGated(w http.ResponseWriter, r *http.Request, src Source, t pullapi.Target) error {
+	v, err := m.gate.ask(r.Context(), m.quick[src.Upstream], src, t.Reference, r.Header.Get("Authorization"))
+	switch {
+	case err != nil:
+		return err
+	case v.challenge != "":
+		w.Header().Set("Www-Authenticate", v.challenge)
+		pullapi.WriteError(w, http.StatusUnauthorized, "UNAUTHORIZED", "the registry "+src.Upstream+" wants a token for "+src.Repository)
+		return nil
+	case !v.granted:
+		pullapi.WriteError(w, http.StatusNotFound, "MANIFEST_UNKNOWN", "whether you may have this manifest is for the registry "+src.Upstream+" itself to say: ask there")
+		return nil
+	}
+	manifest, err := m.Manifest(r.Context(), src, t.Reference)
+	if err != nil {
+		return err
+	}
+	w.Header().Set(pullapi.AccessHeader, pullapi.Granted)
+	pullapi.ServeManifest(w, r, manifest)
+	return nil
+}
