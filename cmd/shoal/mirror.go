@@ -18,6 +18,7 @@ type mirrorFlags struct {
 	daemon
 	dir       string
 	upstreams []string
+	file      string // more upstreams
 	quota     string
 	keepFree  string
 	parallel  int
@@ -29,7 +30,7 @@ func mirrorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mirror",
 		Short: "Run a region's registry mirror: reads each byte from upstream once, serves it as it arrives",
-		Long: `Run a region's registry mirror. Only the registries of --upstream are reached through it. However
+		Long: `Run a region's registry mirror. Only the registries of --upstream and --upstreams are reached through it. However
 many nodes ask for a blob, it is read from upstream once, verified, and kept.`,
 		Example: "  shoal mirror --dir /var/lib/shoal --upstream registry.example.com --certs /etc/shoal/certs",
 		Args:    cobra.NoArgs,
@@ -37,6 +38,7 @@ many nodes ask for a blob, it is read from upstream once, verified, and kept.`,
 	}
 	cmd.Flags().StringVar(&f.dir, "dir", "", "folder for blobs and manifests (required)")
 	cmd.Flags().StringArrayVar(&f.upstreams, "upstream", nil, upstreamHelp)
+	cmd.Flags().StringVar(&f.file, "upstreams", "", upstreamFileHelp)
 	cmd.Flags().StringVar(&f.quota, "quota", "0", "bytes that blobs may take, such as 500GiB; 0 is what fits")
 	cmd.Flags().StringVar(&f.keepFree, "keep-free", "1GiB", "bytes of the file system that stay free")
 	cmd.Flags().IntVar(&f.parallel, "parallel", 0, "ranges of one blob that are read at once (0: a good default)")
@@ -54,11 +56,18 @@ func runMirror(ctx context.Context, f *mirrorFlags) error {
 	if err != nil {
 		return err
 	}
-	if len(ups) == 0 || f.dir == "" {
-		return errors.New("--dir and at least one --upstream are needed")
-	}
 	for _, u := range ups {
 		cfg.Upstreams = append(cfg.Upstreams, mirror.Upstream{Name: u.name, Registry: u.host, PlainHTTP: u.plainHTTP})
+	}
+	if f.file != "" {
+		more, err := readUpstreams(f.file)
+		if err != nil {
+			return err
+		}
+		cfg.Upstreams = append(cfg.Upstreams, more...)
+	}
+	if len(cfg.Upstreams) == 0 || f.dir == "" {
+		return errors.New("--dir and at least one --upstream, or --upstreams, are needed")
 	}
 	if cfg.Quota, err = bytesFlag("quota", f.quota); err != nil {
 		return err
