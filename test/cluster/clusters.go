@@ -2,13 +2,11 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 )
@@ -119,21 +117,3 @@ func (c *Cluster) awaitAccount(ctx context.Context) error {
 
 // Client returns the administrator's client.
 func (c *Cluster) Client() (kubernetes.Interface, error) { return kubernetes.NewForConfig(c.Config()) }
-
-// AwaitGone waits until the Pod is no longer there.
-func (c *Cluster) AwaitGone(ctx context.Context, namespace, pod string) error {
-	client, err := c.Client()
-	if err != nil {
-		return err
-	}
-	return poll(ctx, "Pod "+pod+" to go", func(ctx context.Context) error {
-		_, err := client.CoreV1().Pods(namespace).Get(ctx, pod, metav1.GetOptions{})
-		switch {
-		case apierrors.IsNotFound(err):
-			return nil
-		case err == nil:
-			return errors.New("it is still there")
-		}
-		return err
-	})
-}

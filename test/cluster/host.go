@@ -62,10 +62,10 @@ func (w *World) newHost(ctx context.Context, name string, own ...string) (*host,
 
 // begin starts the holder and waits until it is in its namespaces: unshare has become it.
 func (h *host) begin(ctx context.Context) error {
-	h.hold.ready = func(ctx context.Context) error {
-		comm, err := output(ctx, "cat", fmt.Sprintf("/proc/%d/comm", h.hold.cmd.Process.Pid))
-		if err == nil && comm != "pause" {
-			err = errors.New("it is " + comm)
+	h.hold.ready = func(context.Context) error {
+		raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", h.hold.cmd.Process.Pid))
+		if is := strings.TrimSpace(string(raw)); err == nil && is != "pause" {
+			err = errors.New("it is still " + is)
 		}
 		return err
 	}
@@ -116,7 +116,7 @@ func (w *World) connect(ctx context.Context) error {
 		return err
 	}
 	for _, l := range []string{
-		"ip addr add " + machineIP + "/16 dev " + machineIf,
+		"ip addr add " + MachineIP + "/16 dev " + machineIf,
 		"ip link set " + machineIf + " up",
 		"ip route add " + podRange + " via " + routerIP,
 	} {

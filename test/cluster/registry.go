@@ -17,6 +17,7 @@ import (
 // RegistryOptions say what a registry is like. The zero value is open, and speaks plain HTTP.
 type RegistryOptions struct {
 	User, Password string // basic authentication, when User is set
+	Auth           string // distribution's section auth in YAML, instead of User; {ip} is the registry's address
 	TLS            bool   // with an authority of its own, see Registry.CAFile
 }
 
@@ -27,6 +28,8 @@ type Registry struct {
 	Host   string // HOST:PORT for references
 	CAFile string // of its authority, empty without TLS
 	Dir    string // where it keeps its blobs
+
+	Machine *Host // for what is to run beside it
 
 	host *host
 }
@@ -58,7 +61,7 @@ func (w *World) newRegistry(ctx context.Context, name string, o RegistryOptions)
 	if err := h.cable(ctx, ip); err != nil {
 		return nil, err
 	}
-	r := &Registry{Host: fmt.Sprintf("%s:%d", ip, registryPort), Dir: h.path("blobs"), host: h}
+	r := &Registry{Host: fmt.Sprintf("%s:%d", ip, registryPort), Dir: h.path("blobs"), Machine: &Host{IP: ip, host: h}, host: h}
 	config := fmt.Sprintf("version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: %q}, delete: {enabled: true}}\nhttp:\n  addr: %q\n", r.Dir, r.Host)
 	scheme, client := "http", http.DefaultClient
 	if o.TLS {
@@ -84,6 +87,9 @@ func (w *World) newRegistry(ctx context.Context, name string, o RegistryOptions)
 			return nil, err
 		}
 		config += fmt.Sprintf("auth: {htpasswd: {realm: %q, path: %q}}\n", name, h.path("htpasswd"))
+	}
+	if o.Auth != "" {
+		config += "auth: " + strings.ReplaceAll(o.Auth, "{ip}", ip) + "\n"
 	}
 	if err := os.WriteFile(h.path("registry.yaml"), []byte(config), 0o600); err != nil {
 		return nil, err

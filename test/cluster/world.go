@@ -34,11 +34,13 @@ type World struct {
 	Registries []*Registry
 }
 
+// MachineIP is the address at which the world reaches this machine.
+const MachineIP = "10.99.255.254"
+
 // The world's addresses. The machine is a host of it too, so that a test or a kubectl reaches the rest.
 const (
 	network   = "10.99.0.0/16"
 	routerIP  = "10.99.0.1"
-	machineIP = "10.99.255.254"
 	machineIf = "shoal0"
 	podRange  = "10.100.0.0/14" // of all clusters
 	services  = "10.96.0.0/16"  // of each cluster

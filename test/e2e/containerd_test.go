@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/shoal-project/shoal/test/cluster"
 )
@@ -345,35 +346,42 @@ func TestPrivateImages(t *testing.T) {
 	// The node and its agent hold the image now.
 	for name, secret := range map[string]string{"none": "", "wrong": "wrong"} {
 		pod := private(name, secret, c.Nodes[0].Name)
-		if _, err := client.CoreV1().Pods("default").Create(within(t), pod, metav1.CreateOptions{}); err != nil {
-			t.Fatal(err)
-		}
-		var why string
-		err := until(within(t), func(ctx context.Context) error {
-			now, err := client.CoreV1().Pods("default").Get(ctx, name, metav1.GetOptions{})
-			if err != nil {
-				return err
-			}
-			for _, s := range now.Status.ContainerStatuses {
-				if s.State.Terminated != nil || s.State.Running != nil {
-					t.Fatalf("with the secret %q the Pod runs", secret)
-				}
-				if s.State.Waiting != nil && (s.State.Waiting.Reason == "ErrImagePull" || s.State.Waiting.Reason == "ImagePullBackOff") {
-					why = s.State.Waiting.Message
-					return nil
-				}
-			}
-			return errors.New("the Pod has not been refused yet")
-		})
-		if err != nil {
-			t.Fatalf("%v\n%s", err, describe(client, pod))
-		}
+		why := refused(t, client, pod)
 		t.Logf("with the secret %q: %s", secret, why)
 		// Of a registry that asks for a password and gets none, containerd says less than of a 404 before.
 		if secret != "" && !strings.Contains(why, "401") {
 			t.Errorf("the error is not the registry's own: %s", why)
 		}
 	}
+}
+
+// refused makes a Pod whose image it may not have, waits until it is refused, and returns why.
+func refused(t *testing.T, client kubernetes.Interface, pod *corev1.Pod) (why string) {
+	t.Helper()
+	pods := client.CoreV1().Pods(pod.Namespace)
+	if _, err := pods.Create(within(t), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	err := until(within(t), func(ctx context.Context) error {
+		now, err := pods.Get(ctx, pod.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		for _, s := range now.Status.ContainerStatuses {
+			if s.State.Terminated != nil || s.State.Running != nil {
+				t.Fatalf("the Pod %s runs", pod.Name)
+			}
+			if s.State.Waiting != nil && (s.State.Waiting.Reason == "ErrImagePull" || s.State.Waiting.Reason == "ImagePullBackOff") {
+				why = s.State.Waiting.Message
+				return nil
+			}
+		}
+		return errors.New("the Pod has not been refused yet")
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, describe(client, pod))
+	}
+	return why
 }
 
 // dockerConfig is a docker configuration with the credentials for one registry.
