@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -126,6 +127,16 @@ func (r *region) metric(n *cluster.Node, line string) string {
 	return "0"
 }
 
+// blobRequests is how many requests for blobs the node's agent has answered well.
+func (r *region) blobRequests(n *cluster.Node) int {
+	r.t.Helper()
+	count, err := strconv.Atoi(r.metric(n, `shoal_endpoint_requests_total{kind="blob",status="200"}`))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return count
+}
+
 // randomFile writes size random bytes, which no compression makes smaller.
 func randomFile(t *testing.T, seed byte, size int) string {
 	t.Helper()
@@ -209,6 +220,43 @@ func TestContainerd(t *testing.T) {
 	})
 
 	t.Run("Model", func(t *testing.T) { imageVolume(t, client, registry, registry.Host+"/team/app:v1") })
+
+	// containerd reads a layer by several ranges at once, and out of order.
+	t.Run("ConcurrentRanges", func(t *testing.T) {
+		n := c.Nodes[2]
+		const file = "/etc/containerd/config.toml"
+		config, err := n.Run(within(t), "cat", file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config += "\n[plugins.'io.containerd.transfer.v1.local']\n  concurrent_layer_fetch_buffer = 1048576\n  max_concurrent_downloads = 3\n"
+		if err := n.WriteFile(within(t), file, config); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Containerd.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Containerd.Start(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		repo := repository(t, registry, "team/ranges:v1", "", "")
+		ranges := cluster.Image{Entrypoint: []string{"/testapp"}, Layers: []cluster.Files{{"testapp": app}, {"data/ranges": randomFile(t, 6, 24<<20)}}}
+		_, size, err := ranges.Push(within(t), repo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, asked := r.sent(), r.blobRequests(n)
+		pod := appPod("ranges", repo.Reference.String(), n.Name, "digests", "/data")
+		if ended := run(t, client, pod, true); ended.Status.Phase != corev1.PodSucceeded {
+			t.Errorf("the Pod ended as %s\n%s", ended.Status.Phase, describe(client, pod))
+		}
+		asked = r.blobRequests(n) - asked
+		copies := float64(r.sent()-before) / float64(size)
+		t.Logf("%.3f copies left the registry, for %d requests", copies, asked)
+		if copies > 1.1 || asked <= 3 { // of the configuration and two layers
+			t.Errorf("%.3f copies left the registry, for %d requests", copies, asked)
+		}
+	})
 
 	t.Run("MirrorDead", func(t *testing.T) {
 		repo := repository(t, registry, "team/late:v1", "", "")
