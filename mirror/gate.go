@@ -6,19 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/shoal-project/shoal/internal/pullapi"
 )
-
-// gate decides who may have a manifest that upstream does not give to everyone: whoever upstream itself gives it
-// to. A client's bearer token is shown to upstream, for that repository, and of what upstream accepted only a
-// hash is remembered. Passwords are never taken: a registry that asks for one is asked by the client itself.
-type gate struct {
-	mu       sync.Mutex
-	accepted map[admission]time.Time // until when
-}
 
 // admission is a token that upstream accepted for a repository.
 type admission struct {
@@ -43,52 +34,32 @@ type verdict struct {
 
 const bearer = "Bearer "
 
-// ask says whether a client that sent authorization may have src's manifest called reference. Where it cannot be
-// told, it may not.
-func (g *gate) ask(ctx context.Context, up *upstream, src Source, reference, authorization string) (verdict, error) {
+// decide says whether a client that sent authorization may have a manifest that upstream does not give to everyone:
+// whoever upstream itself gives it to. A bearer token is shown to upstream, for that repository, and of one that
+// was accepted only a hash is remembered. Passwords are never taken: a registry that asks for one is asked by the
+// client itself. Where it cannot be told, the client may not have it.
+func (m *Mirror) decide(ctx context.Context, src Source, reference, authorization string) (verdict, error) {
 	if authorization != "" && !strings.HasPrefix(authorization, bearer) {
 		return verdict{}, nil
 	}
 	key := admission{src, sha256.Sum256([]byte(authorization))}
 	now := time.Now()
-	if authorization != "" && g.admits(key, now) {
+	if _, _, fresh := m.admitted.Get(key, now); fresh {
 		return verdict{granted: true}, nil
 	}
-	status, challenge, err := up.judge(ctx, src, reference, authorization)
+	status, challenge, err := m.quick[src.Upstream].judge(ctx, src, reference, authorization)
 	switch {
 	case err != nil:
 		return verdict{}, err
-	case status == http.StatusOK && authorization != "":
-		g.admit(key, now)
-		return verdict{granted: true}, nil
 	case status == http.StatusOK:
+		if authorization != "" {
+			m.admitted.Put(key, struct{}{}, now)
+		}
 		return verdict{granted: true}, nil
 	case status == http.StatusUnauthorized && authorization == "" && strings.HasPrefix(challenge, bearer):
 		return verdict{challenge: challenge}, nil
 	}
 	return verdict{}, nil
-}
-
-func (g *gate) admits(key admission, now time.Time) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return now.Before(g.accepted[key])
-}
-
-func (g *gate) admit(key admission, now time.Time) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.accepted == nil {
-		g.accepted = map[admission]time.Time{}
-	}
-	if len(g.accepted) >= maxAdmitted {
-		for old, until := range g.accepted {
-			if now.After(until) || len(g.accepted) >= maxAdmitted {
-				delete(g.accepted, old)
-			}
-		}
-	}
-	g.accepted[key] = now.Add(admittedFor)
 }
 
 // judgeTime bounds a question on a client's behalf.
@@ -130,7 +101,7 @@ func (u *upstream) judge(ctx context.Context, src Source, reference, authorizati
 
 // serveGated answers a request for a manifest that a node sends on behalf of a client.
 func (m *Mirror) serveGated(w http.ResponseWriter, r *http.Request, src Source, t pullapi.Target) error {
-	v, err := m.gate.ask(r.Context(), m.quick[src.Upstream], src, t.Reference, r.Header.Get("Authorization"))
+	v, err := m.decide(r.Context(), src, t.Reference, r.Header.Get("Authorization"))
 	switch {
 	case err != nil:
 		return err

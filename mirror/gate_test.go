@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -158,11 +159,8 @@ func TestGate(t *testing.T) {
 		t.Errorf("asked again: %s, %d more questions", resp.Status, up.heads-heads)
 	}
 	up.revoke("alice")
-	m.gate.mu.Lock()
-	for key := range m.gate.accepted {
-		m.gate.accepted[key] = time.Now().Add(-time.Second)
-	}
-	m.gate.mu.Unlock()
+	key := admission{Source{"reg.test", "team/private"}, sha256.Sum256([]byte("Bearer alice"))}
+	m.admitted.Put(key, struct{}{}, time.Now().Add(-admittedFor)) // as if that much time had passed
 	if resp := ask("team/private", "Bearer alice", true); resp.StatusCode != 404 {
 		t.Errorf("after its token was revoked: %s", resp.Status)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/shoal-project/shoal/internal/certs"
 	"github.com/shoal-project/shoal/internal/pullapi"
+	"github.com/shoal-project/shoal/internal/recent"
 	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/peer/store"
 )
@@ -92,8 +93,8 @@ type Mirror struct {
 	upstreams map[string]*upstream // for blobs
 	quick     map[string]*upstream // for manifests: fewer tries
 	failures  failures
-	confirmed confirmations
-	gate      gate
+	confirmed *recent.Map[failureKey, struct{}] // repositories that were seen to have a blob
+	admitted  *recent.Map[admission, struct{}]  // tokens that upstream accepted
 	buffers   buffers
 	runner    runner
 	flights   flights
@@ -103,6 +104,13 @@ type Mirror struct {
 	fills map[digest.Digest]*fill
 	idle  []*fill // complete, without users, the longest idle first
 }
+
+const (
+	// confirmedFor is for how long a repository is believed to still have a blob; while upstream is down it is
+	// longer. The mirror keeps a blob once, whoever has it: a repository that lacks it must be no way to it.
+	confirmedFor = 10 * time.Minute
+	maxConfirmed = 1 << 16
+)
 
 // maxIdle is how many blobs are kept open after their last use: opening one reads its records.
 const maxIdle = 64
@@ -119,6 +127,9 @@ func New(cfg Config) (*Mirror, error) {
 		upstreams: map[string]*upstream{}, quick: map[string]*upstream{},
 		runner: runner{kick: make(chan struct{}, 1)},
 		fills:  map[digest.Digest]*fill{},
+
+		confirmed: recent.New[failureKey, struct{}](confirmedFor, maxConfirmed),
+		admitted:  recent.New[admission, struct{}](admittedFor, maxAdmitted),
 	}
 	quick := registry.Retry{Tries: min(3, cfg.Retry.Tries), Base: min(cfg.Retry.Base, 200*time.Millisecond), Max: min(cfg.Retry.Max, 2*time.Second)}
 	for _, u := range cfg.Upstreams {
@@ -270,7 +281,7 @@ func (m *Mirror) runFill(ctx context.Context, f *fill) {
 	switch {
 	case err == nil:
 		m.failures.forget(key)
-		m.confirmed.add(key, time.Now())
+		m.confirmed.Put(key, struct{}{}, time.Now())
 		m.metrics.fillsEnded.WithLabelValues("ok").Inc()
 		log.InfoContext(ctx, "blob is here", slog.Int64("bytes", f.blob.Size()))
 	case errors.Is(err, ErrWrongBytes):
@@ -358,20 +369,20 @@ func (m *Mirror) Stat(ctx context.Context, src Source, d digest.Digest) (int64, 
 		return 0, fmt.Errorf("upstream %q: %w", src.Upstream, ErrUnknownUpstream)
 	}
 	key := failureKey{src, d.String()}
-	at, seen := m.confirmed.seen(key)
+	_, seen, fresh := m.confirmed.Get(key, time.Now())
 	kept, here := m.sizeHere(ctx, d)
-	if here && seen && time.Since(at) < confirmedFor {
+	if here && fresh {
 		return kept, nil
 	}
 	size, err := m.statUpstream(ctx, src, d, key)
 	e, upstream := errors.AsType[*UpstreamError](err)
 	switch {
 	case err == nil:
-		m.confirmed.add(key, time.Now())
+		m.confirmed.Put(key, struct{}{}, time.Now())
 	case upstream && e.down() && here && seen:
 		return kept, nil
 	case upstream && !e.down():
-		m.confirmed.drop(key)
+		m.confirmed.Delete(key)
 	}
 	return size, err
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoal-project/shoal/internal/pullapi"
+	"github.com/shoal-project/shoal/internal/recent"
 	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/peer/store"
 )
@@ -37,17 +38,12 @@ type guests struct {
 	cfg   Config
 	seeds *seeds
 
-	mu        sync.Mutex
-	open      map[digest.Digest]*guest
-	confirmed map[string]confirmation // by UPSTREAM/REPOSITORY@DIGEST
-	ended     bool
-	leaves    sync.WaitGroup
-}
+	confirmed *recent.Map[string, int64] // sizes, by UPSTREAM/REPOSITORY@DIGEST
 
-// confirmation says that a repository has a blob, of this size.
-type confirmation struct {
-	size int64
-	at   time.Time
+	mu     sync.Mutex
+	open   map[digest.Digest]*guest
+	ended  bool
+	leaves sync.WaitGroup
 }
 
 // guest is one blob on its way, or lingering.
@@ -62,7 +58,7 @@ type guest struct {
 }
 
 func newGuests(cfg Config, s *seeds) *guests {
-	return &guests{cfg: cfg, seeds: s, open: map[digest.Digest]*guest{}, confirmed: map[string]confirmation{}}
+	return &guests{cfg: cfg, seeds: s, open: map[digest.Digest]*guest{}, confirmed: recent.New[string, int64](confirmedFor, maxConfirmed)}
 }
 
 // errEnding says that the node shuts down.
@@ -71,12 +67,8 @@ var errEnding = errors.New("the node shuts down")
 // confirm returns the size of a blob that the repository has. Whoever may read one repository must not reach
 // through it what only others have: the node may hold the blob from there.
 func (g *guests) confirm(ctx context.Context, reference string, d digest.Digest) (int64, error) {
-	now := time.Now()
-	g.mu.Lock()
-	c, ok := g.confirmed[reference]
-	g.mu.Unlock()
-	if ok && now.Sub(c.at) < confirmedFor {
-		return c.size, nil
+	if size, _, fresh := g.confirmed.Get(reference, time.Now()); fresh {
+		return size, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, beginTime)
 	defer cancel()
@@ -95,16 +87,7 @@ func (g *guests) confirm(ctx context.Context, reference string, d digest.Digest)
 	if err != nil {
 		return 0, err
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.confirmed) >= maxConfirmed {
-		for old, c := range g.confirmed {
-			if now.Sub(c.at) >= confirmedFor || len(g.confirmed) >= maxConfirmed {
-				delete(g.confirmed, old)
-			}
-		}
-	}
-	g.confirmed[reference] = confirmation{size, now}
+	g.confirmed.Put(reference, size, time.Now())
 	return size, nil
 }
 
