@@ -287,4 +287,9 @@ func TestHeadAsksForTheRepository(t *testing.T) {
 	if got := head("third/repository"); got != http.StatusServiceUnavailable {
 		t.Errorf("a repository that was never seen, with upstream down: %d", got)
 	}
+	// Also over a restart.
+	r.mirror.confirmed.Delete(failureKey{Source{"reg.example.com", repo}, d.String()})
+	if got := head(repo); got != http.StatusOK {
+		t.Errorf("what was seen before a restart, with upstream down: %d", got)
+	}
 }

@@ -28,11 +28,12 @@ const maxManifest = 4 << 20
 //
 //	manifests/<sha256>       a line with the media type, then the content
 //	tags/<sha256 of name>    a tag's JSON
-type manifestStore struct{ manifests, tags string }
+//	blobs/<sha256 of name>   empty: this repository was seen to have this blob
+type manifestStore struct{ manifests, tags, blobs string }
 
 func openManifests(dir string) (manifestStore, error) {
-	s := manifestStore{filepath.Join(dir, "manifests"), filepath.Join(dir, "tags")}
-	return s, errors.Join(os.MkdirAll(s.manifests, 0o700), os.MkdirAll(s.tags, 0o700))
+	s := manifestStore{filepath.Join(dir, "manifests"), filepath.Join(dir, "tags"), filepath.Join(dir, "blobs")}
+	return s, errors.Join(os.MkdirAll(s.manifests, 0o700), os.MkdirAll(s.tags, 0o700), os.MkdirAll(s.blobs, 0o700))
 }
 
 // manifest returns a manifest that is kept and whole. The error is fs.ErrNotExist where there is none.
@@ -61,8 +62,39 @@ type knownTag struct {
 }
 
 func (s manifestStore) tagPath(src Source, tag string) string {
-	sum := sha256.Sum256([]byte(src.Upstream + "/" + src.Repository + ":" + tag))
-	return filepath.Join(s.tags, hex.EncodeToString(sum[:]))
+	return filepath.Join(s.tags, hashed(src.Upstream+"/"+src.Repository+":"+tag))
+}
+
+func (s manifestStore) blobPath(src Source, d digest.Digest) string {
+	return filepath.Join(s.blobs, hashed(src.Upstream+"/"+src.Repository+"@"+d.String()))
+}
+
+func hashed(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:])
+}
+
+// saveBlob notes that the repository was seen to have a blob, for a time when upstream is down.
+func (s manifestStore) saveBlob(src Source, d digest.Digest) error {
+	name := s.blobPath(src, d)
+	if _, err := os.Stat(name); err == nil {
+		return nil
+	}
+	return writeFile(name, nil)
+}
+
+// hadBlob reports whether the repository was ever seen to have the blob, and not since seen to lack it.
+func (s manifestStore) hadBlob(src Source, d digest.Digest) bool {
+	_, err := os.Stat(s.blobPath(src, d))
+	return err == nil
+}
+
+func (s manifestStore) dropBlob(src Source, d digest.Digest) error {
+	err := os.Remove(s.blobPath(src, d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // tag returns what is known of a tag. The error is fs.ErrNotExist where that is nothing.

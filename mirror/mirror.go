@@ -106,8 +106,7 @@ type Mirror struct {
 }
 
 const (
-	// confirmedFor is for how long a repository is believed to still have a blob; while upstream is down it is
-	// longer. The mirror keeps a blob once, whoever has it: a repository that lacks it must be no way to it.
+	// confirmedFor is for how long a repository is believed to still have a blob without asking upstream. The mirror keeps a blob once, whoever has it: a repository that lacks it must be no way to it.
 	confirmedFor = 10 * time.Minute
 	maxConfirmed = 1 << 16
 )
@@ -281,7 +280,7 @@ func (m *Mirror) runFill(ctx context.Context, f *fill) {
 	switch {
 	case err == nil:
 		m.failures.forget(key)
-		m.confirmed.Put(key, struct{}{}, time.Now())
+		m.saw(f.source, f.digest)
 		m.metrics.fillsEnded.WithLabelValues("ok").Inc()
 		log.InfoContext(ctx, "blob is here", slog.Int64("bytes", f.blob.Size()))
 	case errors.Is(err, ErrWrongBytes):
@@ -369,7 +368,7 @@ func (m *Mirror) Stat(ctx context.Context, src Source, d digest.Digest) (int64, 
 		return 0, fmt.Errorf("upstream %q: %w", src.Upstream, ErrUnknownUpstream)
 	}
 	key := failureKey{src, d.String()}
-	_, seen, fresh := m.confirmed.Get(key, time.Now())
+	_, _, fresh := m.confirmed.Get(key, time.Now())
 	kept, here := m.sizeHere(ctx, d)
 	if here && fresh {
 		return kept, nil
@@ -378,13 +377,22 @@ func (m *Mirror) Stat(ctx context.Context, src Source, d digest.Digest) (int64, 
 	e, upstream := errors.AsType[*UpstreamError](err)
 	switch {
 	case err == nil:
-		m.confirmed.Put(key, struct{}{}, time.Now())
-	case upstream && e.down() && here && seen:
+		m.saw(src, d)
+	case upstream && e.down() && here && m.manifests.hadBlob(src, d):
 		return kept, nil
 	case upstream && !e.down():
 		m.confirmed.Delete(key)
+		err = errors.Join(err, m.manifests.dropBlob(src, d))
 	}
 	return size, err
+}
+
+// saw notes that a repository has a blob.
+func (m *Mirror) saw(src Source, d digest.Digest) {
+	m.confirmed.Put(failureKey{src, d.String()}, struct{}{}, time.Now())
+	if err := m.manifests.saveBlob(src, d); err != nil {
+		m.log.Warn("which repository has a blob is not remembered over a restart", slog.String("digest", d.String()), slog.Any("error", err))
+	}
 }
 
 // sizeHere is the blob's size where the mirror has it, or fills it.
