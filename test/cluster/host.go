@@ -97,6 +97,11 @@ func (h *host) run(ctx context.Context, lines ...string) error {
 	return nil
 }
 
+// forward makes the host a router.
+func (h *host) forward(ctx context.Context) error {
+	return run(ctx, h.inside("/bin/sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward")...)
+}
+
 // connect makes the router in the middle, and connects the machine to it.
 func (w *World) connect(ctx context.Context) error {
 	var err error
@@ -107,12 +112,14 @@ func (w *World) connect(ctx context.Context) error {
 		"ip link add br0 type bridge",
 		"ip addr add "+routerIP+"/16 dev br0",
 		"ip link set br0 up",
-		"sysctl -qw net.ipv4.ip_forward=1",
 		"ip link add "+machineIf+" type veth peer name machine",
 		"ip link set machine master br0 up",
 		"ip link set "+machineIf+" netns "+strconv.Itoa(os.Getpid()),
 	)
 	if err != nil {
+		return err
+	}
+	if err := w.net.forward(ctx); err != nil {
 		return err
 	}
 	for _, l := range []string{

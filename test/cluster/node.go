@@ -101,10 +101,10 @@ func (n *Node) connect(ctx context.Context) error {
 	if err := n.host.cable(ctx, n.IP); err != nil {
 		return err
 	}
-	return n.host.run(ctx,
-		"ip route add "+services+" via "+n.cluster.host.ip,
-		"sysctl -qw net.ipv4.ip_forward=1",
-	)
+	if err := n.host.run(ctx, "ip route add "+services+" via "+n.cluster.host.ip); err != nil {
+		return err
+	}
+	return n.host.forward(ctx)
 }
 
 func (n *Node) process(name string, ready func(context.Context) error, args ...string) *Process {
