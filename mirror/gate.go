@@ -11,10 +11,12 @@ import (
 	"github.com/shoal-project/shoal/internal/pullapi"
 )
 
-// admission is a token that upstream accepted for a repository.
+// admission is a token that upstream accepted for a manifest of a repository. What it accepted for one says nothing
+// of another, which the mirror may have from elsewhere.
 type admission struct {
-	source Source
-	token  [sha256.Size]byte
+	source    Source
+	reference string
+	token     [sha256.Size]byte
 }
 
 const (
@@ -42,7 +44,7 @@ func (m *Mirror) decide(ctx context.Context, src Source, reference, authorizatio
 	if authorization != "" && !strings.HasPrefix(authorization, bearer) {
 		return verdict{}, nil
 	}
-	key := admission{src, sha256.Sum256([]byte(authorization))}
+	key := admission{src, reference, sha256.Sum256([]byte(authorization))}
 	now := time.Now()
 	if _, _, fresh := m.admitted.Get(key, now); fresh {
 		return verdict{granted: true}, nil

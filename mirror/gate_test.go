@@ -159,7 +159,7 @@ func TestGate(t *testing.T) {
 		t.Errorf("asked again: %s, %d more questions", resp.Status, up.heads-heads)
 	}
 	up.revoke("alice")
-	key := admission{Source{"reg.test", "team/private"}, sha256.Sum256([]byte("Bearer alice"))}
+	key := admission{Source{"reg.test", "team/private"}, "v1", sha256.Sum256([]byte("Bearer alice"))}
 	m.admitted.Put(key, struct{}{}, time.Now().Add(-admittedFor)) // as if that much time had passed
 	if resp := ask("team/private", "Bearer alice", true); resp.StatusCode != 404 {
 		t.Errorf("after its token was revoked: %s", resp.Status)

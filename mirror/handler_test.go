@@ -293,3 +293,23 @@ func TestHeadAsksForTheRepository(t *testing.T) {
 		t.Errorf("what was seen before a restart, with upstream down: %d", got)
 	}
 }
+
+// A repository is no way to a manifest that only another one has, though the mirror keeps it.
+func TestManifestOfAnotherRepository(t *testing.T) {
+	r := newRig(t)
+	desc := r.pushTag("v1", "one")
+	path := func(name string) string { return "/v2/" + name + "/manifests/" + desc.Digest.String() }
+	if got := r.get(path(repo)); got.status != http.StatusOK {
+		t.Fatalf("the repository that has it: %d", got.status)
+	}
+	if got := r.get(path("other/repository")); got.status != http.StatusNotFound {
+		t.Errorf("a repository that lacks it: %d", got.status)
+	}
+	r.setFault(func(*http.Request) registryserver.Fault { return registryserver.Fault{Status: http.StatusBadGateway} })
+	if got := r.get(path(repo)); got.status != http.StatusOK {
+		t.Errorf("with upstream down: %d", got.status)
+	}
+	if got := r.get(path("third/repository")); got.status != http.StatusServiceUnavailable {
+		t.Errorf("a repository that was never seen to have it, with upstream down: %d", got.status)
+	}
+}

@@ -73,9 +73,13 @@ func (m *Mirror) Manifest(ctx context.Context, src Source, reference string) (Ma
 
 func (m *Mirror) manifestByDigest(ctx context.Context, src Source, d digest.Digest) (Manifest, error) {
 	manifest, err := m.manifests.manifest(d)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return manifest, err
+	if err == nil && m.manifests.hadBlob(src, d) {
+		return manifest, nil
 	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Manifest{}, err
+	}
+	// What came from another repository is asked for here: whoever may read one must not reach the other.
 	return m.askManifest(ctx, src, d.String(), func(ctx context.Context) (Manifest, error) {
 		return m.fetchManifest(ctx, src, d.String())
 	})
@@ -161,7 +165,11 @@ func (m *Mirror) fetchManifest(ctx context.Context, src Source, reference string
 		return Manifest{}, &UpstreamError{Upstream: src.Upstream, Repository: src.Repository, Status: http.StatusBadGateway,
 			Err: fmt.Errorf("%w: manifest %s came as %s", ErrWrongBytes, want, manifest.Digest)}
 	}
-	return manifest, m.manifests.save(manifest)
+	if err := m.manifests.save(manifest); err != nil {
+		return Manifest{}, err
+	}
+	m.saw(src, manifest.Digest)
+	return manifest, nil
 }
 
 // mediaType is the answer's own, else what the manifest says of itself.
