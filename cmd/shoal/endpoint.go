@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"sync/atomic"
 
 	"github.com/spf13/cobra"
@@ -41,7 +40,7 @@ func (f *endpointFlags) register(fl *pflag.FlagSet) {
 }
 
 // run serves containerd until ctx ends, where it is wanted.
-func (f *endpointFlags) run(ctx context.Context, d *daemon, node endpoint.Node, dir string) error {
+func (f *endpointFlags) run(ctx context.Context, d *daemon, node endpoint.Node) error {
 	if f.certsDir == "" {
 		return nil
 	}
@@ -66,7 +65,8 @@ func (f *endpointFlags) run(ctx context.Context, d *daemon, node endpoint.Node, 
 	if err != nil {
 		return err
 	}
-	id, err := endpoint.NewIdentity(filepath.Join(dir, "endpoint"), ip)
+	hosts := endpoint.Hosts{Dir: f.certsDir}
+	id, err := endpoint.NewIdentity(hosts.IdentityDir(), ip)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,6 @@ func (f *endpointFlags) run(ctx context.Context, d *daemon, node endpoint.Node, 
 	if err != nil {
 		return err
 	}
-	hosts := endpoint.Hosts{Dir: f.certsDir}
 	for _, r := range registries {
 		if err := hosts.Install(r, "https://"+l.Addr().String(), id); err != nil {
 			return errors.Join(err, l.Close())

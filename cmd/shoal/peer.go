@@ -169,7 +169,7 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 	f.status = func() any { return agent.Status() }
 	group.Go(func() error { return f.serveAdmin(ctx, f.endpoint.ready) })
 	group.Go(func() error { return agent.Run(ctx) })
-	group.Go(func() error { return f.endpoint.run(ctx, &f.daemon, agent, f.dir) })
+	group.Go(func() error { return f.endpoint.run(ctx, &f.daemon, agent) })
 	return group.Wait()
 }
 

@@ -35,6 +35,10 @@ const (
 	leftover    = ".shoal-"
 )
 
+// IdentityDir is where the files belong that a block names. They lie beside the hosts, to be there and to be gone
+// together with them: containerd refuses a pull when a file that hosts.toml names is missing.
+func (h Hosts) IdentityDir() string { return filepath.Join(h.Dir, ".shoal") }
+
 // Install makes containerd ask at address (https://IP:PORT) first for everything of the registry, and show
 // the identity there. It changes nothing that it cannot parse.
 func (h Hosts) Install(registry, address string, id *Identity) error {
@@ -67,7 +71,8 @@ func (h Hosts) Install(registry, address string, id *Identity) error {
 	return replace(name, now)
 }
 
-// Uninstall takes out what Install put in, of every registry, and returns the files that it changed.
+// Uninstall takes out what Install put in, of every registry, and then removes the identities. It returns the
+// files that it changed.
 func (h Hosts) Uninstall() (changed []string, err error) {
 	folders, err := os.ReadDir(h.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -82,6 +87,9 @@ func (h Hosts) Uninstall() (changed []string, err error) {
 		if done != "" {
 			changed = append(changed, done)
 		}
+	}
+	if len(errs) == 0 {
+		errs = append(errs, os.RemoveAll(h.IdentityDir()))
 	}
 	return changed, errors.Join(append(errs, err)...)
 }

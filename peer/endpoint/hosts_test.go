@@ -101,7 +101,10 @@ func TestInstallAndUninstall(t *testing.T) {
 
 func TestInstallWhereNothingWas(t *testing.T) {
 	hosts := endpoint.Hosts{Dir: filepath.Join(t.TempDir(), "certs.d")}
-	id := newIdentity(t)
+	id, err := endpoint.NewIdentity(hosts.IdentityDir(), net.IPv4(127, 0, 0, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if err := hosts.Install(endpoint.Default, address, id); err != nil {
 			t.Fatal(err)
