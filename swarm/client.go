@@ -92,6 +92,9 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	s.Seed = true
 	// Else the listeners stop while no torrent needs anybody. See also Session.wantOne.
 	s.AlwaysWantConns = true
+	// The library would drop them while it completes a piece, and look for new ones in a state that its own
+	// consistency check takes for a reason to panic. See Session.partLoop.
+	s.DropMutuallyCompletePeers = false
 	// Without the grace, slow blocks are requested twice; the watchdog covers the stuck ones.
 	s.StealRequestGrace = 5 * time.Second
 	// Any limit starves the link while hashing lags (1.60 x the bound at 32 MiB).

@@ -10,9 +10,9 @@ import (
 // at every step.
 type offers struct {
 	mu      sync.Mutex
-	holders []int          // connected peers by piece
-	byPeer  map[any][]bool // the pieces of each connected peer
-	fresh   []int          // got their first holder since the last take
+	holders []int // connected peers by piece
+	byPeer  map[any]*holding
+	fresh   []int // got their first holder since the last take
 	news    chan struct{}
 	wanted  map[int]time.Time // asked from peers and not there yet, and since when
 	// orphans are pieces that were wanted when their last holder went, and when it first did: a
@@ -21,11 +21,19 @@ type offers struct {
 	// latest is when the most lately wanted of the pieces that came was wanted. A piece wanted
 	// well before it and still missing is stuck: others overtook it.
 	latest time.Time
+	whole  chan struct{} // some peer has got its last piece
+}
+
+// holding is what one connected peer holds.
+type holding struct {
+	has   []bool
+	count int
 }
 
 func newOffers(pieces int) *offers {
 	return &offers{
-		holders: make([]int, pieces), byPeer: map[any][]bool{}, news: make(chan struct{}, 1),
+		holders: make([]int, pieces), byPeer: map[any]*holding{}, news: make(chan struct{}, 1),
+		whole:  make(chan struct{}, 1),
 		wanted: map[int]time.Time{}, orphans: map[int]time.Time{},
 	}
 }
@@ -35,7 +43,7 @@ func (o *offers) add(peer any, i int) {
 	o.mu.Lock()
 	o.note(peer, i)
 	o.mu.Unlock()
-	o.wake()
+	signal(o.news)
 }
 
 func (o *offers) addAll(peer any, bits []bool) {
@@ -46,7 +54,7 @@ func (o *offers) addAll(peer any, bits []bool) {
 		}
 	}
 	o.mu.Unlock()
-	o.wake()
+	signal(o.news)
 }
 
 func (o *offers) addEvery(peer any) {
@@ -55,22 +63,25 @@ func (o *offers) addEvery(peer any) {
 		o.note(peer, i)
 	}
 	o.mu.Unlock()
-	o.wake()
+	signal(o.news)
 }
 
 func (o *offers) note(peer any, i int) {
 	if i < 0 || i >= len(o.holders) {
 		return
 	}
-	has := o.byPeer[peer]
-	if has == nil {
-		has = make([]bool, len(o.holders))
-		o.byPeer[peer] = has
+	h := o.byPeer[peer]
+	if h == nil {
+		h = &holding{has: make([]bool, len(o.holders))}
+		o.byPeer[peer] = h
 	}
-	if has[i] {
+	if h.has[i] {
 		return
 	}
-	has[i] = true
+	h.has[i] = true
+	if h.count++; h.count == len(h.has) {
+		signal(o.whole)
+	}
 	o.holders[i]++
 	if o.holders[i] == 1 {
 		o.fresh = append(o.fresh, i)
@@ -81,7 +92,11 @@ func (o *offers) note(peer any, i int) {
 func (o *offers) gone(peer any, now time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for i, has := range o.byPeer[peer] {
+	h := o.byPeer[peer]
+	if h == nil {
+		return
+	}
+	for i, has := range h.has {
 		if !has {
 			continue
 		}
@@ -103,12 +118,26 @@ func (o *offers) again(i int) {
 		o.fresh = append(o.fresh, i)
 	}
 	o.mu.Unlock()
-	o.wake()
+	signal(o.news)
 }
 
-func (o *offers) wake() {
+// complete returns the connected peers that hold everything.
+func (o *offers) complete() []any {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var out []any
+	for peer, h := range o.byPeer {
+		if h.count == len(h.has) {
+			out = append(out, peer)
+		}
+	}
+	return out
+}
+
+// signal wakes whoever waits on c, which has room for one signal, now or later.
+func signal(c chan<- struct{}) {
 	select {
-	case o.news <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

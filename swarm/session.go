@@ -185,6 +185,7 @@ func (s *Session) Run(ctx context.Context) error {
 		group.Go(func() error { return s.fetchLoop(work, co.jobs, co.results) })
 	}
 	group.Go(func() error { return s.wantLoop(work) })
+	group.Go(func() error { return s.partLoop(work) })
 	group.Go(func() error { return co.run(work) })
 	group.Go(func() error {
 		select {
@@ -281,6 +282,28 @@ func (s *Session) wantLoop(ctx context.Context) error {
 			end = i + 1
 		}
 		flush()
+	}
+}
+
+// partLoop ends the connections to peers that miss nothing, once this node misses nothing either: that
+// makes room for those that need something.
+func (s *Session) partLoop(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.Done():
+	}
+	for {
+		for _, peer := range s.offers.complete() {
+			if conn, ok := peer.(io.Closer); ok {
+				_ = conn.Close() // the library has no error to give
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.offers.whole:
+		}
 	}
 }
 

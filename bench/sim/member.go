@@ -267,8 +267,8 @@ func (w *world) part(m *member, l link) {
 	l.peer.links = slices.DeleteFunc(l.peer.links, func(o link) bool { return o.in == l.out })
 }
 
-// dropComplete ends the connections between m, which has everything, and others who have: the library's
-// DropMutuallyCompletePeers, which makes room for those who need something.
+// dropComplete ends the connections between m, which has everything, and others who have: they make room
+// for those who need something.
 func (w *world) dropComplete(m *member) {
 	for _, l := range slices.Clone(m.links) {
 		if l.peer.complete() {
