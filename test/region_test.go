@@ -50,6 +50,7 @@ type daemon struct {
 	cmd  *exec.Cmd
 	logs *logBuffer
 	gone chan struct{}
+	told bool // to end, by the test
 }
 
 // logBuffer keeps what a process logs and tells of the addresses in it.
@@ -156,7 +157,7 @@ func (d *daemon) start(flags ...string) {
 		t.Fatal(err)
 	}
 	logs, up, gone := &logBuffer{}, make(chan struct{}), make(chan struct{})
-	d.cmd, d.logs, d.gone, d.admin, d.also = cmd, logs, gone, "", map[string]string{}
+	d.cmd, d.logs, d.gone, d.admin, d.also, d.told = cmd, logs, gone, "", map[string]string{}, false
 	go func() {
 		defer close(gone)
 		var addr string
@@ -201,8 +202,19 @@ func (d *daemon) start(flags ...string) {
 
 func (d *daemon) signal(sig syscall.Signal) {
 	d.r.t.Helper()
+	d.told = true
 	if err := d.cmd.Process.Signal(sig); err != nil {
 		d.r.t.Fatal(err)
+	}
+}
+
+// died reports whether the daemon has ended and nobody told it to.
+func (d *daemon) died() bool {
+	select {
+	case <-d.gone:
+		return !d.told
+	default:
+		return false
 	}
 }
 
@@ -277,13 +289,18 @@ func (r *region) desire(tags ...string) {
 	}
 }
 
-// until polls until ok, or the test's time is up.
+// until polls until ok, a node dies that nobody killed, or the test's time is up.
 func (r *region) until(what string, ok func() bool) {
 	r.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	deadline, has := r.t.Deadline()
 	for !ok() {
+		for _, n := range r.nodes {
+			if n.died() {
+				r.t.Fatalf("never: %s: %s has ended by itself", what, n.name)
+			}
+		}
 		select {
 		case <-tick.C:
 		case <-r.t.Context().Done():
