@@ -165,6 +165,9 @@ func (m *Mirror) fetchManifest(ctx context.Context, src Source, reference string
 		return Manifest{}, &UpstreamError{Upstream: src.Upstream, Repository: src.Repository, Status: http.StatusBadGateway,
 			Err: fmt.Errorf("%w: manifest %s came as %s", ErrWrongBytes, want, manifest.Digest)}
 	}
+	if !json.Valid(content) {
+		return Manifest{}, blame(src, fmt.Errorf("manifest %s: upstream's answer is no JSON", reference))
+	}
 	if err := m.manifests.save(manifest); err != nil {
 		return Manifest{}, err
 	}

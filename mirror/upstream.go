@@ -19,6 +19,7 @@ import (
 
 	"github.com/shoal-project/shoal/internal/pullapi"
 	"github.com/shoal-project/shoal/internal/registry"
+	"github.com/shoal-project/shoal/peer/store"
 )
 
 // Upstream is a registry that is mirrored.
@@ -191,8 +192,11 @@ func (u *upstream) stat(ctx context.Context, src Source, d digest.Digest) (blobI
 		}
 		info = blobInfo{size: size, ranges: true}
 	}
-	if info.size < 0 {
+	switch {
+	case info.size < 0:
 		return blobInfo{}, blame(src, fmt.Errorf("blob %s: upstream does not tell its size", d))
+	case info.size > store.MaxSize:
+		return blobInfo{}, blame(src, fmt.Errorf("blob %s: upstream says that it has %d bytes; %d are the most", d, info.size, int64(store.MaxSize)))
 	}
 	return info, nil
 }

@@ -100,7 +100,7 @@ func Open(reference string, cfg Config) (*Repository, error) {
 		base = &mirrorTransport{base: transport, namespace: cfg.Namespace}
 	}
 	client := &auth.Client{
-		Client:     &http.Client{Transport: &retryTransport{base: base, retry: cfg.Retry}},
+		Client:     &http.Client{Transport: &retryTransport{base: base, retry: cfg.Retry}, CheckRedirect: checkRedirect},
 		Cache:      auth.NewCache(),
 		Credential: cfg.Credential,
 	}
@@ -110,6 +110,15 @@ func Open(reference string, cfg Config) (*Repository, error) {
 	// Old referrers indexes are left to the registry's collector: many registries refuse deletes.
 	repo.SkipReferrersGC = true
 	return &Repository{Repository: repo, retry: cfg.Retry, stall: cfg.Stall, transport: transport, base: base}, nil
+}
+
+// checkRedirect bounds a row of redirects, as net/http does by itself: oras-go's own check, which takes the
+// credentials off before another host is asked, has no bound.
+func checkRedirect(_ *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return fmt.Errorf("stopped after %d redirects: %w", len(via), errLocal)
+	}
+	return nil
 }
 
 // Transport is what carries the requests, without credentials and without retries.

@@ -77,7 +77,7 @@ func (s Spec) validate() error {
 	if err := checkDigest(s.Digest); err != nil {
 		return err
 	}
-	if s.Size < 0 || s.Size > maxSize {
+	if s.Size < 0 || s.Size > MaxSize {
 		return fmt.Errorf("blob %s: size %d is out of range", s.Digest, s.Size)
 	}
 	if s.Layer != nil {
@@ -99,8 +99,8 @@ func (s Spec) validate() error {
 	return nil
 }
 
-// maxSize bounds a blob, in bytes, so that sums of sizes cannot overflow.
-const maxSize = 1 << 50
+// MaxSize bounds a blob, in bytes, so that sums of sizes cannot overflow.
+const MaxSize = 1 << 50
 
 func checkDigest(d digest.Digest) error {
 	if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
