@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"sync"
 	"time"
 
@@ -72,7 +73,7 @@ func (g *guests) confirm(ctx context.Context, reference string, d digest.Digest)
 	}
 	ctx, cancel := context.WithTimeout(ctx, beginTime)
 	defer cancel()
-	repos, _, err := g.cfg.Origins.open(reference)
+	repos, err := g.cfg.Origins.openBlob(reference, d)
 	if err != nil {
 		return 0, err
 	}
@@ -134,8 +135,7 @@ func (g *guests) begin(ctx context.Context, reference string, d digest.Digest, s
 		return p, nil
 	}
 	return g.seeds.acquire(ctx, store.Spec{Digest: d, Size: size}, func() ([]*registry.Repository, error) {
-		repos, _, err := g.cfg.Origins.open(reference)
-		return repos, err
+		return g.cfg.Origins.openBlob(reference, d)
 	})
 }
 
@@ -359,7 +359,8 @@ func (a *arriving) Close() { a.guests.exit(a.guest) }
 // it to that client, or where nobody can tell. The error may be a *registry.ChallengeError: upstream wants a
 // token.
 func (p *Peer) ClientManifest(ctx context.Context, upstream, repository, reference, authorization string) (m pullapi.Manifest, ok bool, err error) {
-	if p.cfg.Origins.Mirror == "" {
+	mirrors := len(p.cfg.Origins.Mirrors)
+	if mirrors == 0 {
 		return m, false, nil
 	}
 	sep := ":"
@@ -375,10 +376,15 @@ func (p *Peer) ClientManifest(ctx context.Context, upstream, repository, referen
 			repo.Close()
 		}
 	}()
-	m, header, err := repos[0].ClientManifest(ctx, reference, authorization) // the mirror comes first
-	if err != nil {
-		return m, false, err
+	for _, mirror := range repos[:mirrors] {
+		var header http.Header
+		if m, header, err = mirror.ClientManifest(ctx, reference, authorization); err == nil {
+			access := header.Get(pullapi.AccessHeader)
+			return m, access == pullapi.Public || access == pullapi.Granted, nil
+		}
+		if !registry.Unavailable(err) {
+			break
+		}
 	}
-	access := header.Get(pullapi.AccessHeader)
-	return m, access == pullapi.Public || access == pullapi.Granted, nil
+	return m, false, err
 }

@@ -175,7 +175,7 @@ func FuzzContent(f *testing.F) {
 		}
 		if models, err := m.desired(); err == nil {
 			for _, d := range models {
-				if repos, _, err := (Origins{Mirror: "mirror:1"}).open(d.Reference); err == nil {
+				if repos, _, err := (Origins{Mirrors: []string{"mirror:1"}}).open(d.Reference); err == nil {
 					repos[0].Close()
 				}
 			}

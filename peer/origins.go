@@ -9,10 +9,12 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/registry/remote/auth"
 
 	"github.com/shoal-project/shoal/internal/registry"
+	"github.com/shoal-project/shoal/internal/rendezvous"
 	"github.com/shoal-project/shoal/swarm"
 
 	orasregistry "oras.land/oras-go/v2/registry"
@@ -20,9 +22,10 @@ import (
 
 // Origins says where bytes come from that no peer has.
 type Origins struct {
-	// Mirror is the HOST:PORT of the region's mirror, "" for none. MirrorTLS is the node's side of
-	// mTLS with it; nil means plain text.
-	Mirror    string
+	// Mirrors are the HOST:PORT of the region's mirrors. They share the work: all nodes ask the same one
+	// for a blob, by rendezvous hash over its digest, and the next one while that does not answer.
+	// MirrorTLS is the node's side of mTLS with them; nil means plain text.
+	Mirrors   []string
 	MirrorTLS *tls.Config
 	// Upstreams are the registries that may be read directly when the mirror does not deliver, by
 	// the name in references.
@@ -35,9 +38,20 @@ type Upstream struct {
 	PlainHTTP bool
 }
 
-// open returns the repositories of reference in the order in which they are tried, and its tag or
-// digest.
+// open returns the repositories of reference in the order in which they are tried, the mirrors first, and
+// its tag or digest.
 func (o Origins) open(reference string) (repos []*registry.Repository, tag string, err error) {
+	return o.openFor(reference, reference)
+}
+
+// openBlob is open for one blob of the image that reference names.
+func (o Origins) openBlob(reference string, d digest.Digest) ([]*registry.Repository, error) {
+	repos, _, err := o.openFor(reference, d.String())
+	return repos, err
+}
+
+// openFor is open with the key by which the mirrors share the work.
+func (o Origins) openFor(reference, key string) (repos []*registry.Repository, tag string, err error) {
 	ref, err := orasregistry.ParseReference(reference)
 	if err != nil {
 		return nil, "", fmt.Errorf("image reference %q: %w", reference, err)
@@ -46,8 +60,8 @@ func (o Origins) open(reference string) (repos []*registry.Repository, tag strin
 		ref.Reference = "latest"
 	}
 	anonymous := auth.StaticCredential("", auth.EmptyCredential)
-	if o.Mirror != "" {
-		repo, err := registry.Open(o.Mirror+"/"+ref.Repository, registry.Config{
+	for _, mirror := range rendezvous.Rank(key, o.Mirrors) {
+		repo, err := registry.Open(mirror+"/"+ref.Repository, registry.Config{
 			PlainHTTP: o.MirrorTLS == nil, TLS: o.MirrorTLS, Namespace: ref.Registry, Credential: anonymous,
 			// The mirror repeats by itself what upstream fails, and a dead one must not hold up a node
 			// that has another origin.

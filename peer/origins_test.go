@@ -17,7 +17,7 @@ import (
 
 func TestOriginsOpen(t *testing.T) {
 	upstreams := map[string]Upstream{"reg.example.com": {Host: "reg.internal:5000", PlainHTTP: true}}
-	both := Origins{Mirror: "mirror:7071", Upstreams: upstreams}
+	both := Origins{Mirrors: []string{"mirror:7071"}, Upstreams: upstreams}
 	const sum = "sha256:0123456789012345678901234567890123456789012345678901234567890123"
 	for name, c := range map[string]struct {
 		origins   Origins
@@ -36,8 +36,10 @@ func TestOriginsOpen(t *testing.T) {
 		"a name alone":      {both, "model", nil, "", "image reference"},
 		"a way out":         {both, "reg.example.com/../b:v1", nil, "", "image reference"},
 		"an odd digest":     {both, "reg.example.com/b@sha256:0", nil, "", "image reference"},
-		"an odd mirror":     {Origins{Mirror: "a b"}, "reg.example.com/b:1", nil, "", "image reference"},
-		"an odd registry":   {Origins{Mirror: "m:1", Upstreams: map[string]Upstream{"r.io": {Host: "a b"}}}, "r.io/b:1", nil, "", "image reference"},
+		"two mirrors":       {Origins{Mirrors: []string{"a:1", "b:1"}}, "reg.example.com/a/b:v2", []string{"b:1/a/b", "a:1/a/b"}, "v2", ""},
+		"the other first":   {Origins{Mirrors: []string{"a:1", "b:1"}}, "reg.example.com/a/b:v1", []string{"a:1/a/b", "b:1/a/b"}, "v1", ""},
+		"an odd mirror":     {Origins{Mirrors: []string{"a b"}}, "reg.example.com/b:1", nil, "", "image reference"},
+		"an odd registry":   {Origins{Mirrors: []string{"m:1"}, Upstreams: map[string]Upstream{"r.io": {Host: "a b"}}}, "r.io/b:1", nil, "", "image reference"},
 		"a host of its own": {Origins{Upstreams: map[string]Upstream{"localhost:5000": {Host: "localhost:5000"}}}, "localhost:5000/b:1", []string{"localhost:5000/b"}, "1", ""},
 	} {
 		repos, tag, err := c.origins.open(c.reference)

@@ -145,11 +145,14 @@ func (sd *seed) describe(ctx context.Context, i int) (model.Segment, error) {
 	if known, ok := sd.known[i]; ok {
 		return known, nil
 	}
-	if sd.all.cfg.Origins.Mirror == "" || len(sd.repos) == 0 {
+	mirrors := sd.repos[:min(len(sd.repos), len(sd.all.cfg.Origins.Mirrors))]
+	if len(mirrors) == 0 {
 		return model.Segment{}, errors.New("there is no mirror")
 	}
 	for {
-		list, err := askSegments(ctx, sd.repos[0], sd.key.Digest, sd.size, i)
+		list, err := each(ctx, mirrors, func(mirror *registry.Repository) (model.SegmentList, error) {
+			return askSegments(ctx, mirror, sd.key.Digest, sd.size, i)
+		})
 		if err != nil {
 			return model.Segment{}, err
 		}

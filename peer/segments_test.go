@@ -184,7 +184,7 @@ func (w *wrongMirror) join() (*node, *seed) {
 	storetest.Fill(w.content, 1)
 	web := httptest.NewServer(w)
 	w.t.Cleanup(web.Close)
-	n := newRegion(w.t).idle(func(c *Config) { c.Origins = Origins{Mirror: strings.TrimPrefix(web.URL, "http://")} })
+	n := newRegion(w.t).idle(func(c *Config) { c.Origins = Origins{Mirrors: []string{strings.TrimPrefix(web.URL, "http://")}} })
 	spec := store.Spec{Digest: digest.FromBytes(w.content), Size: int64(len(w.content))}
 	p, err := n.seeds.acquire(w.t.Context(), spec, func() ([]*registry.Repository, error) {
 		repos, _, err := n.cfg.Origins.open("registry.example.com/a:b")

@@ -208,8 +208,7 @@ func (t *task) begin(ctx context.Context, repos []*registry.Repository, spec sto
 	}
 	// The session outlives this try's repositories.
 	open := func() ([]*registry.Repository, error) {
-		fresh, _, err := t.peer.cfg.Origins.open(t.model.Reference)
-		return fresh, err
+		return t.peer.cfg.Origins.openBlob(t.model.Reference, spec.Digest)
 	}
 	p, err := t.peer.seeds.acquire(ctx, spec, open)
 	if err != nil {

@@ -3,9 +3,12 @@ package swarm
 import (
 	"context"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/anacrolix/torrent"
+
+	"github.com/shoal-project/shoal/internal/rendezvous"
 )
 
 const (
@@ -235,7 +238,7 @@ func (c *coordinator) takeShare(now time.Time, others []Peer) {
 		if c.s.pieces.store.Have(i) || c.s.offers.isOffered(i) && !quiet {
 			continue
 		}
-		if quiet || ownerOf(i, c.s.torrent.Digest.Encoded(), names) == c.s.cfg.Name {
+		if quiet || rendezvous.Owner(strconv.Itoa(i)+"/"+c.s.torrent.Digest.Encoded(), names) == c.s.cfg.Name {
 			c.begin(i)
 		}
 	}

@@ -520,27 +520,6 @@ func TestRootsOfOneDigestAreTwoSwarms(t *testing.T) {
 	}
 }
 
-func TestShares(t *testing.T) {
-	names := []string{"a", "b", "c", "d"}
-	count := map[string]int{}
-	moved := 0
-	for i := range 4000 {
-		owner := ownerOf(i, "blob", names)
-		count[owner]++
-		if after := ownerOf(i, "blob", names[:3]); owner != "d" && after != owner {
-			moved++
-		}
-	}
-	for _, name := range names {
-		if count[name] < 900 || count[name] > 1100 {
-			t.Errorf("%s owns %d of 4000 pieces", name, count[name])
-		}
-	}
-	if moved > 0 {
-		t.Errorf("%d pieces of others moved when d went", moved)
-	}
-}
-
 func TestWrongWriteIsRefused(t *testing.T) {
 	b := newBlob(t, 3<<20, 1)
 	m := newMemory(b.torrent)

@@ -25,7 +25,8 @@ type peerFlags struct {
 	daemon
 	name, zone, rack string
 	dir              string
-	tracker, mirror  string
+	tracker          string
+	mirrors          []string
 	upstreams        []string
 	quota, keepFree  string
 	layers           int
@@ -64,7 +65,7 @@ that folder; "shoal peer uninstall" restores it.`,
 	fl.StringVar(&f.rack, "rack", "", "rack in which the node stands")
 	fl.StringVar(&f.dir, "dir", "", "folder for blobs and models (required)")
 	fl.StringVar(&f.tracker, "tracker", "", "address of the tracker, https://HOST:PORT; none with --gossip and --model")
-	fl.StringVar(&f.mirror, "mirror", "", "address of the mirror, https://HOST:PORT")
+	fl.StringArrayVar(&f.mirrors, "mirror", nil, "address of a mirror, https://HOST:PORT (repeatable: they share the work, and stand in for each other)")
 	fl.StringArrayVar(&f.upstreams, "upstream", nil, upstreamHelp+"; read directly, without credentials, when the mirror does not deliver")
 	fl.StringVar(&f.quota, "quota", "0", "bytes that models may take, such as 500GiB; 0 is what fits")
 	fl.StringVar(&f.keepFree, "keep-free", "1GiB", "bytes of the file system that stay free")
@@ -84,7 +85,7 @@ that folder; "shoal peer uninstall" restores it.`,
 }
 
 func runPeer(ctx context.Context, f *peerFlags) (err error) {
-	if f.dir == "" || (f.tracker == "" && len(f.models) == 0) || (f.mirror == "" && len(f.upstreams) == 0) {
+	if f.dir == "" || (f.tracker == "" && len(f.models) == 0) || (len(f.mirrors) == 0 && len(f.upstreams) == 0) {
 		return errors.New("--dir, --tracker or --model, and --mirror or --upstream are needed")
 	}
 	if f.bundle != nil {
@@ -188,16 +189,16 @@ func parseModels(args []string) ([]client.DesiredModel, error) {
 
 func (f *peerFlags) origins() (peer.Origins, error) {
 	out := peer.Origins{MirrorTLS: f.client(certs.Mirror), Upstreams: map[string]peer.Upstream{}}
-	if f.mirror != "" {
-		want := "https"
-		if f.plaintext {
-			want = "http"
-		}
-		u, err := url.Parse(f.mirror)
+	want := "https"
+	if f.plaintext {
+		want = "http"
+	}
+	for _, mirror := range f.mirrors {
+		u, err := url.Parse(mirror)
 		if err != nil || u.Scheme != want || u.Host == "" {
-			return out, fmt.Errorf("--mirror %q: want %s://HOST:PORT", f.mirror, want)
+			return out, fmt.Errorf("--mirror %q: want %s://HOST:PORT", mirror, want)
 		}
-		out.Mirror = u.Host
+		out.Mirrors = append(out.Mirrors, u.Host)
 	}
 	ups, err := parseUpstreams(f.upstreams)
 	for _, u := range ups {
