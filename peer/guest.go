@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shoal-project/shoal/internal/pullapi"
 	"github.com/shoal-project/shoal/internal/recent"
@@ -18,9 +20,6 @@ import (
 )
 
 const (
-	// stay is for how long a blob that containerd asked for is kept after its last reader, for the other
-	// nodes that pull the same image now. Then containerd's own copy is the only one.
-	stay = 10 * time.Minute
 	// maxStaying is how many such blobs are kept; those without a reader for longest go first.
 	maxStaying = 64
 	// confirmedFor is for how long a repository is believed to have a blob, and maxConfirmed how many
@@ -40,11 +39,16 @@ type guests struct {
 	seeds *seeds
 
 	confirmed *recent.Map[string, int64] // sizes, by UPSTREAM/REPOSITORY@DIGEST
+	settled   *prometheus.CounterVec     // by what became of our copy
 
 	mu     sync.Mutex
 	open   map[digest.Digest]*guest
 	ended  bool
 	leaves sync.WaitGroup
+
+	life     context.Context // of settling
+	end      context.CancelFunc
+	settling sync.WaitGroup
 }
 
 // guest is one blob on its way, or lingering.
@@ -59,7 +63,15 @@ type guest struct {
 }
 
 func newGuests(cfg Config, s *seeds) *guests {
-	return &guests{cfg: cfg, seeds: s, open: map[digest.Digest]*guest{}, confirmed: recent.New[string, int64](confirmedFor, maxConfirmed)}
+	life, end := context.WithCancel(context.Background())
+	return &guests{
+		life: life, end: end,
+		cfg: cfg, seeds: s, open: map[digest.Digest]*guest{}, confirmed: recent.New[string, int64](confirmedFor, maxConfirmed),
+		settled: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_endpoint_settled_total",
+			Help: "Blobs of which the node needs no copy beside the container runtime's any more, by what became of its own: linked to the runtime's, or dropped.",
+		}, []string{"way"}),
+	}
 }
 
 // errEnding says that the node shuts down.
@@ -162,7 +174,7 @@ func (g *guests) exit(b *guest) {
 		return
 	}
 	b.idle = time.Now()
-	b.leave = time.AfterFunc(stay, func() { g.expire(b) })
+	b.leave = time.AfterFunc(g.cfg.GuestStay, func() { g.settle(b) })
 	g.crowd()
 }
 
@@ -197,12 +209,49 @@ func (g *guests) crowd() {
 	}
 }
 
-func (g *guests) expire(b *guest) {
+// settle leaves one copy of a blob that had no reader for a while: ours becomes a link to containerd's and goes
+// on being offered to the other nodes, or it is dropped.
+func (g *guests) settle(b *guest) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if b.readers == 0 {
-		g.dismiss(b)
+	if g.ended || g.open[b.digest] != b || b.readers > 0 {
+		return
 	}
+	b.readers++ // we are one: nobody sends it away meanwhile
+	g.settling.Go(func() {
+		linked := g.share(b)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		b.readers--
+		switch {
+		case g.ended || b.readers > 0:
+		case linked:
+			b.leave = time.AfterFunc(g.cfg.GuestStay, func() { g.settle(b) }) // until containerd drops its own
+		default:
+			g.dismiss(b)
+		}
+	})
+}
+
+// share makes our copy of b a link to containerd's. It reports whether it is one.
+func (g *guests) share(b *guest) bool {
+	<-b.begun
+	if g.cfg.ContentStore == "" || b.err != nil {
+		return false
+	}
+	blob := b.part.seed.blob
+	if blob.Shared() {
+		return true
+	}
+	linked, err := blob.Share(g.life, filepath.Join(g.cfg.ContentStore, "blobs", "sha256", b.digest.Encoded()))
+	if err != nil && g.life.Err() == nil {
+		g.seeds.log.Warn("a blob is no link to containerd's", "digest", b.digest, "err", err)
+	}
+	if linked {
+		g.settled.WithLabelValues("linked").Inc()
+		g.seeds.log.Info("a blob is a link to containerd's from now on", "digest", b.digest, "bytes", blob.Size(), "copies", 1)
+	}
+	return linked
 }
 
 // dismiss gives the blob up and drops it, unless a model is made of it. g.mu is held.
@@ -224,8 +273,11 @@ func (g *guests) dismiss(b *guest) {
 		if !key.Root.IsZero() {
 			return // it belongs to a model
 		}
-		err := g.cfg.Store.RemoveBlob(key)
-		if err != nil && !errors.Is(err, store.ErrInUse) && !errors.Is(err, store.ErrNotFound) {
+		switch err := g.cfg.Store.RemoveBlob(key); {
+		case err == nil:
+			g.settled.WithLabelValues("dropped").Inc()
+			g.seeds.log.Info("a blob that containerd asked for is dropped", "digest", b.digest)
+		case !errors.Is(err, store.ErrInUse) && !errors.Is(err, store.ErrNotFound):
 			g.seeds.log.Warn("a blob that containerd asked for stays on the disk", "digest", b.digest, "err", err)
 		}
 	})
@@ -235,6 +287,10 @@ func (g *guests) dismiss(b *guest) {
 func (g *guests) close() {
 	g.mu.Lock()
 	g.ended = true
+	g.mu.Unlock()
+	g.end()
+	g.settling.Wait()
+	g.mu.Lock()
 	for _, b := range g.open {
 		if b.leave != nil {
 			b.leave.Stop()

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -87,7 +90,7 @@ func (n *node) expireAll() {
 	}
 	n.guests.mu.Unlock()
 	for _, b := range all {
-		n.guests.expire(b)
+		n.guests.settle(b)
 	}
 }
 
@@ -109,6 +112,51 @@ func TestGuestLeaves(t *testing.T) {
 	if got, _, err := readBlob(t.Context(), n, d, 0, 5<<20); err != nil || !bytes.Equal(got, content) {
 		t.Error(err)
 	}
+}
+
+// What containerd has committed is on the disk once: ours becomes a link.
+func TestGuestBecomesALink(t *testing.T) {
+	r := newRegion(t)
+	content := t.TempDir()
+	n := r.newNode(func(c *Config) { c.ContentStore = content })
+	d, blob := r.layer(5<<20, 8)
+	if _, _, err := readBlob(t.Context(), n, d, 0, 5<<20); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() string {
+		whole, err := n.store.OpenVerified(t.Context(), d)
+		if err != nil {
+			return err.Error()
+		}
+		if err := whole.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return ""
+	})
+	theirs := filepath.Join(content, "blobs", "sha256", d.Encoded())
+	writeFiles(t, content, map[string][]byte{"blobs/sha256/" + d.Encoded(): blob})
+	n.expireAll()
+	until(t, func() string {
+		if info, err := os.Stat(theirs); err != nil || info.Sys().(*syscall.Stat_t).Nlink != 2 {
+			return "the node's copy is no link to containerd's"
+		}
+		return ""
+	})
+	if got, source, err := readBlob(t.Context(), n, d, 0, 5<<20); err != nil || !bytes.Equal(got, blob) || source != FromStore {
+		t.Errorf("read from %s, %v", source, err)
+	}
+
+	// When containerd drops its own, ours is not wanted either.
+	if err := os.Remove(theirs); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() string {
+		n.expireAll()
+		if got := len(n.store.Blobs()); got > 0 {
+			return "the blob is still on the disk"
+		}
+		return ""
+	})
 }
 
 // A reader keeps the blob, however long ago others left.

@@ -46,6 +46,12 @@ type Config struct {
 	// Wait, if any, is called before n bytes are read from an origin, and may hold the read up. The
 	// Swarm has the same for its own.
 	Wait func(ctx context.Context, n int) error
+	// GuestStay is for how long a blob that a container runtime asked for is kept after its last reader, for
+	// the other nodes that pull the same image now; 0 means 10 minutes. Then it becomes a link to
+	// containerd's file below ContentStore, its content store's folder, where that can be: both lie under
+	// one mount. Else it is dropped.
+	GuestStay    time.Duration
+	ContentStore string
 	// Layers is how many layers of a model are fetched side by side. 0 means 3: one is in its
 	// tail, one in its middle, one begins.
 	Layers int
@@ -86,6 +92,9 @@ func New(cfg Config) (*Peer, error) {
 	if cfg.Layers <= 0 {
 		cfg.Layers = 3
 	}
+	if cfg.GuestStay <= 0 {
+		cfg.GuestStay = 10 * time.Minute
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -102,8 +111,10 @@ func New(cfg Config) (*Peer, error) {
 		return nil, err
 	}
 	if cfg.Registerer != nil {
-		if err := cfg.Registerer.Register(newCollector(p)); err != nil {
-			return nil, err
+		for _, c := range []prometheus.Collector{newCollector(p), p.guests.settled} {
+			if err := cfg.Registerer.Register(c); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return p, nil

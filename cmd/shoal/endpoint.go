@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync/atomic"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -19,6 +20,8 @@ type endpointFlags struct {
 	listen     string
 	certsDir   string
 	registries []string
+	root       string        // containerd's
+	stay       time.Duration // of blobs that containerd has
 
 	told atomic.Bool // containerd was told
 }
@@ -36,6 +39,8 @@ const containerdCerts = "/etc/containerd/certs.d"
 func (f *endpointFlags) register(fl *pflag.FlagSet) {
 	fl.StringVar(&f.certsDir, "containerd-config", "", "containerd's folder of registry hosts, usually "+containerdCerts+": serve the node's containerd, and write a hosts.toml there")
 	fl.StringArrayVar(&f.registries, "containerd-registry", nil, "registry, as in image references, that containerd asks Shoal for first (default: "+endpoint.Default+", all that have no folder of their own); may be given again")
+	fl.StringVar(&f.root, "containerd-root", "/var/lib/containerd", "containerd's root folder: a pulled layer becomes a link to containerd's file there, where both lie under one mount; else our copy is dropped")
+	fl.DurationVar(&f.stay, "containerd-stay", 10*time.Minute, "for how long a pulled layer is kept beside containerd's own after its last reader, for the other nodes that pull it now")
 	fl.StringVar(&f.listen, "containerd-listen", "127.0.0.1:7073", "loopback IP:PORT at which containerd is served")
 }
 

@@ -152,6 +152,7 @@ func runPeer(ctx context.Context, f *peerFlags) (err error) {
 	settings := peer.Config{
 		Name: f.name, Zone: f.zone, Rack: f.rack, Store: disk, Swarm: bt, Tracker: track, Origins: origins,
 		Models: models, Adopt: f.adopt, Dir: filepath.Join(f.dir, "node"), Cache: cache, AllInMemory: f.warm, Wait: governor.WaitDownload,
+		GuestStay: f.endpoint.stay, ContentStore: filepath.Join(f.endpoint.root, "io.containerd.content.v1.content"),
 		Layers: f.layers, Scrub: f.scrub, Registerer: f.metrics, Logger: f.log,
 	}
 	if peers != nil {

@@ -35,6 +35,8 @@ type Blob struct {
 	kick    chan struct{} // wakes the worker
 	stop    func()        // ends the worker and waits for it
 	hashing lock          // guards sha
+	shared  atomic.Bool   // the one file may be somebody else's too
+	owning  sync.Mutex    // held while shared changes
 
 	sha hash.Hash // over the pieces before the frontier
 
@@ -143,6 +145,9 @@ func (b *Blob) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (b *Blob) write(p []byte, off int64) error {
+	if err := b.own(); err != nil {
+		return err
+	}
 	return b.layout.each(off, int64(len(p)), func(file int, at, n int64) (bool, error) {
 		f, err := b.store.files.get(b.path(file), true)
 		if err != nil {

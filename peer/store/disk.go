@@ -93,16 +93,21 @@ func openWritable(path string) (*os.File, error) {
 	return f, errors.Join(err, os.Chmod(path, 0o444))
 }
 
-// allocated is how many bytes the files below dir take on disk.
+// allocated is how many bytes the files below dir take on disk, without what somebody else shares.
 func allocated(dir string) (int64, error) {
 	var sum int64
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	_, err := os.Lstat(filepath.Join(dir, sharedFile))
+	shared := err == nil
+	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); err != nil {
 			return fmt.Errorf("stat %s: %w", path, err)
+		}
+		if shared && st.Nlink > 1 {
+			return nil
 		}
 		sum += st.Blocks * 512 // st_blocks counts 512 bytes, whatever the file system's block is
 		return nil

@@ -12,6 +12,7 @@
 //	    blob.json  hashes        what the blob is
 //	    state                    what of it was synced
 //	    skeleton  files/<n>      its bytes (or: data)
+//	    shared                   empty: data may be a link to somebody else's file
 //	records/<manifest sha256>.json    which blobs a model is made of
 //	models/<manifest sha256>/    the model's files
 //	models/by-name/<name>        a link to the tree

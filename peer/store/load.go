@@ -129,6 +129,9 @@ func (s *Store) load(ctx context.Context, e *entry, brought *Spec) (*Blob, error
 		kick: make(chan struct{}, 1), hashing: newLock(),
 		marked: newBitmap(spec.numPieces()), missing: spec.numPieces(),
 	}
+	if _, err := os.Lstat(filepath.Join(dir, sharedFile)); err == nil {
+		b.shared.Store(true)
+	}
 	saved := s.readState(b)
 	files, err := b.prepareFiles(saved)
 	if err != nil {
@@ -182,6 +185,9 @@ func (b *Blob) prepareFiles(saved state) ([]found, error) {
 		case err != nil:
 		case !info.Mode().IsRegular():
 			err = fmt.Errorf("%s is not a file; remove it", path)
+		case info.Size() != file.size && b.shared.Load():
+			created = true
+			err = errors.Join(os.Remove(path), makeFile(path, file.size))
 		case info.Size() != file.size:
 			err = resize(path, file.size)
 		case info.ModTime().UnixNano() == saved.Stamps[i]:

@@ -61,7 +61,7 @@ func (b *Blob) syncFiles() error {
 			continue
 		}
 		group.Go(func() error {
-			f, err := b.store.files.get(b.path(i), true)
+			f, err := b.store.files.get(b.path(i), false)
 			if err != nil {
 				return err
 			}

@@ -48,6 +48,9 @@ func (s *Store) PublishTree(ctx context.Context, t Tree) (_ string, err error) {
 			return "", fmt.Errorf("model %s: blob %s: %w", t.Digest, key.Digest, ErrIncomplete)
 		}
 		paths[key] = b.path(0)
+		if err := b.own(); err != nil {
+			return "", fmt.Errorf("model %s: %w", t.Digest, err)
+		}
 		if err := os.Chmod(paths[key], 0o444); err != nil {
 			return "", fmt.Errorf("model %s: %w", t.Digest, err)
 		}

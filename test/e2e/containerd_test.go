@@ -43,8 +43,8 @@ const (
 )
 
 // newRegion starts Shoal for the nodes. The mirror reads the registry with the credentials of the docker
-// configuration in the folder login, or without any where that is empty.
-func newRegion(t *testing.T, w *cluster.World, registry *cluster.Registry, nodes []*cluster.Node, login string) *region {
+// configuration in the folder login, or without any where that is empty. The agents get more flags.
+func newRegion(t *testing.T, w *cluster.World, registry *cluster.Registry, nodes []*cluster.Node, login string, flags ...string) *region {
 	t.Helper()
 	dir := t.TempDir()
 	r := &region{
@@ -80,9 +80,9 @@ func newRegion(t *testing.T, w *cluster.World, registry *cluster.Registry, nodes
 		if err := n.Trust(t.Context(), registry); err != nil {
 			t.Fatal(err)
 		}
-		r.agents[n.Name] = start("shoal", at(n.IP, agentAdmin), n.Start, "peer", "--name", n.Name, "--listen", at(n.IP, agentPort), "--certs", issue("node/"+n.Name),
-			"--dir", "/var/lib/shoal", "--tracker", "https://"+at(ip, trackerPort), "--mirror", "https://"+at(ip, mirrorPort), "--no-yield",
-			"--containerd-config", "/etc/containerd/certs.d", "--containerd-registry", registry.Host)
+		r.agents[n.Name] = start("shoal", at(n.IP, agentAdmin), n.Start, append([]string{"peer", "--name", n.Name, "--listen", at(n.IP, agentPort), "--certs", issue("node/" + n.Name),
+			"--dir", "/var/lib/shoal", "--tracker", "https://" + at(ip, trackerPort), "--mirror", "https://" + at(ip, mirrorPort), "--no-yield",
+			"--containerd-config", "/etc/containerd/certs.d", "--containerd-registry", registry.Host}, flags...)...)
 	}
 	return r
 }
@@ -359,7 +359,7 @@ func TestPrivateImages(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(login, "config.json"), credentials, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := newRegion(t, w, registry, c.Nodes, login)
+	r := newRegion(t, w, registry, c.Nodes, login, "--containerd-stay", "1s")
 	app := program(t, "./testapp")
 	repo := repository(t, registry, "team/private:v1", user, password)
 	image := cluster.Image{Entrypoint: []string{"/testapp"}, Layers: []cluster.Files{{"testapp": app}, {"data/secret": randomFile(t, 1, 6<<20)}}}
@@ -392,6 +392,7 @@ func TestPrivateImages(t *testing.T) {
 			t.Errorf("containerd on %s got no blob from its agent", n.Name)
 		}
 	}
+	oneCopy(t, r, c.Nodes[0])
 	// The node and its agent hold the image now.
 	for name, secret := range map[string]string{"none": "", "wrong": "wrong"} {
 		pod := private(name, secret, c.Nodes[0].Name)
@@ -402,6 +403,28 @@ func TestPrivateImages(t *testing.T) {
 			t.Errorf("the error is not the registry's own: %s", why)
 		}
 	}
+}
+
+// oneCopy waits until the agent has left one copy of each blob that containerd has, and looks for it on the disk.
+func oneCopy(t *testing.T, r *region, n *cluster.Node) {
+	t.Helper()
+	linked := func() string { return r.metric(n, `shoal_endpoint_settled_total{way="linked"}`) }
+	dropped := func() string { return r.metric(n, `shoal_endpoint_settled_total{way="dropped"}`) }
+	err := until(within(t), func(context.Context) error {
+		if linked() == "0" && dropped() == "0" {
+			return errors.New("containerd and the agent have a copy each")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := n.Run(within(t), "find", "/var/lib/shoal", "-path", "*-raw/data", "-size", "+1M", "-links", "1")
+	if err != nil || len(out) > 0 {
+		t.Errorf("copies of the agent's own: %s, %v", out, err)
+	}
+	theirs, err := n.Run(within(t), "find", "/var/lib/containerd/io.containerd.content.v1.content/blobs", "-size", "+1M", "-links", "+1")
+	t.Logf("%s became links, %s were dropped; containerd's files with a second name: %d (%v)", linked(), dropped(), strings.Count(string(theirs), "\n"), err)
 }
 
 // refused makes a Pod whose image it may not have, waits until it is refused, and returns why.
