@@ -75,6 +75,7 @@ var libraries = []struct {
 }{
 	{"github.com/anacrolix/", []string{"swarm"}, "only swarm speaks BitTorrent"},
 	{"github.com/distribution/distribution/", []string{"mirror", "mirror/...", "internal/registryserver"}, "only the mirror and the embedded registry run a registry"},
+	{"github.com/aliyun/credentials-go/", []string{"internal/acr"}, "its chain of credentials has traps that internal/acr goes round"},
 	{"github.com/hashicorp/memberlist", []string{"peer/gossip"}, "only gossip knows memberlist"},
 	{"k8s.io/", kubernetes, "only api, controller and cmd know Kubernetes: nodes and mirrors hold no credentials for it"},
 	{"sigs.k8s.io/controller-runtime", kubernetes, "only api, controller and cmd know Kubernetes: nodes and mirrors hold no credentials for it"},
