@@ -138,8 +138,9 @@ func New(cfg Config) (*Mirror, error) {
 		if u.Name == "" || m.upstreams[u.Name] != nil {
 			return nil, fmt.Errorf("mirror: upstream %q: every one needs a name of its own", u.Name)
 		}
+		limit := u.limiter()
 		open := func(retry registry.Retry) *upstream {
-			return &upstream{cfg: u, retry: retry, stall: cfg.Stall, slots: make(chan struct{}, cfg.MaxParallel), repos: map[string]*registry.Repository{}}
+			return &upstream{cfg: u, retry: retry, stall: cfg.Stall, limit: limit, slots: make(chan struct{}, cfg.MaxParallel), repos: map[string]*registry.Repository{}}
 		}
 		m.upstreams[u.Name], m.quick[u.Name] = open(cfg.Retry), open(quick)
 		if _, err := m.upstreams[u.Name].repository(anyRepository); err != nil {

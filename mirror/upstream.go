@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/time/rate"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 
@@ -35,6 +36,17 @@ type Upstream struct {
 	TLS *tls.Config
 	// Credential finds the mirror's own credentials; nil means the docker configuration.
 	Credential auth.CredentialFunc
+	// BytesPerSecond bounds what is read of blobs from this upstream, all fills together; 0 means no bound.
+	BytesPerSecond int64
+}
+
+// limiter bounds the bytes of blobs; nil where there is no bound.
+func (u Upstream) limiter() *rate.Limiter {
+	if u.BytesPerSecond <= 0 {
+		return nil
+	}
+	// One buffer at least, so that reads are not cut up; at high rates 20 ms may be made up for, because timers wake late.
+	return rate.NewLimiter(rate.Limit(u.BytesPerSecond), int(max(bufferSize, u.BytesPerSecond/50)))
 }
 
 // Source is a repository of an upstream.
@@ -45,6 +57,7 @@ type upstream struct {
 	cfg   Upstream
 	retry registry.Retry
 	stall time.Duration
+	limit *rate.Limiter // of blobs; nil: none
 	slots chan struct{} // held by running ranges
 
 	mu    sync.Mutex
@@ -63,7 +76,7 @@ func (u *upstream) repository(name string) (*registry.Repository, error) {
 	}
 	repo, err := registry.Open(u.cfg.Registry+"/"+name, registry.Config{
 		PlainHTTP: u.cfg.PlainHTTP, TLS: u.cfg.TLS, Credential: u.cfg.Credential,
-		Retry: u.retry, Stall: u.stall, UserAgent: "shoal-mirror",
+		Retry: u.retry, Stall: u.stall, Limiter: u.limit, UserAgent: "shoal-mirror",
 	})
 	if err != nil {
 		return nil, err

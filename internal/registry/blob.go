@@ -103,15 +103,24 @@ func (r *rangeReader) align(resp *http.Response, whole bool) error {
 	return fmt.Errorf("unexpected status %d: %w", resp.StatusCode, errLocal)
 }
 
-// resetting reads the body and keeps the watchdog quiet while bytes come.
+// resetting reads the body and keeps the watchdog quiet while bytes come, and while the limiter holds them up.
 type resetting struct{ r *rangeReader }
 
 func (b resetting) Read(p []byte) (int, error) {
+	limiter := b.r.repo.limiter
+	if limiter != nil {
+		p = p[:min(len(p), limiter.Burst())]
+	}
 	b.r.watchdog.Reset(b.r.repo.stall)
 	n, err := b.r.body.Read(p)
 	stopped := b.r.watchdog.Stop()
-	if err != nil && err != io.EOF && !stopped && b.r.ctx.Err() == nil {
+	if err != nil && !errors.Is(err, io.EOF) && !stopped && b.r.ctx.Err() == nil {
 		err = errStalled
+	}
+	if limiter != nil && n > 0 {
+		if late := limiter.WaitN(b.r.ctx, n); late != nil && err == nil {
+			err = late // the read's context ends
+		}
 	}
 	return n, err
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/time/rate"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
@@ -43,6 +44,9 @@ type Config struct {
 	Retry Retry
 	// Stall is how long a blob's body may bring no byte before it is asked for again; 0 means 30 s.
 	Stall time.Duration
+	// Limiter bounds the bytes of blobs that OpenRange reads, all repositories that share it together; nil means no
+	// bound. Its burst is the longest single read.
+	Limiter *rate.Limiter
 	// UserAgent is "shoal" where empty.
 	UserAgent string
 	// Namespace, where set, is the registry for which the one in the reference is a mirror. It goes
@@ -55,6 +59,7 @@ type Repository struct {
 	*remote.Repository
 	retry     Retry
 	stall     time.Duration
+	limiter   *rate.Limiter // nil: none
 	transport *http.Transport
 	base      http.RoundTripper // transport, with the namespace
 }
@@ -109,7 +114,7 @@ func Open(reference string, cfg Config) (*Repository, error) {
 	repo.PlainHTTP = cfg.PlainHTTP
 	// Old referrers indexes are left to the registry's collector: many registries refuse deletes.
 	repo.SkipReferrersGC = true
-	return &Repository{Repository: repo, retry: cfg.Retry, stall: cfg.Stall, transport: transport, base: base}, nil
+	return &Repository{Repository: repo, retry: cfg.Retry, stall: cfg.Stall, limiter: cfg.Limiter, transport: transport, base: base}, nil
 }
 
 // checkRedirect bounds a row of redirects, as net/http does by itself: oras-go's own check, which takes the
