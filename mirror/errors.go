@@ -43,8 +43,11 @@ type UpstreamError struct {
 
 // Error implements error.
 func (e *UpstreamError) Error() string {
-	switch e.Status {
-	case http.StatusUnauthorized, http.StatusForbidden:
+	login, noLogin := errors.AsType[loginError](e.Err)
+	switch {
+	case noLogin:
+		return fmt.Sprintf("upstream registry %s, repository %s: %v", e.Upstream, e.Repository, login)
+	case e.Status == http.StatusUnauthorized, e.Status == http.StatusForbidden:
 		return fmt.Sprintf("upstream registry %s refuses the mirror's credentials for %s (%d); give the mirror a pull secret for it: %v", e.Upstream, e.Repository, e.Status, e.Err)
 	}
 	return fmt.Sprintf("upstream registry %s, repository %s: %v", e.Upstream, e.Repository, e.Err)
@@ -52,6 +55,13 @@ func (e *UpstreamError) Error() string {
 
 // Unwrap returns what went wrong.
 func (e *UpstreamError) Unwrap() error { return e.Err }
+
+// loginError is the error of a source of credentials (acr.Error): what the request to upstream was says nothing then.
+type loginError interface {
+	error
+	// Refused reports whether asking again is of no use before somebody has changed keys or rights.
+	Refused() bool
+}
 
 // down reports whether upstream could not answer, as opposed to having refused.
 func (e *UpstreamError) down() bool {
@@ -70,7 +80,10 @@ func blame(src Source, err error) error {
 	e := &UpstreamError{Upstream: src.Upstream, Repository: src.Repository, Err: err}
 	var answer *errcode.ErrorResponse
 	var told *registry.Error
+	login, noLogin := errors.AsType[loginError](err)
 	switch {
+	case noLogin && login.Refused():
+		e.Status = http.StatusForbidden
 	case errors.As(err, &told):
 		e.Status = told.Status
 	case errors.As(err, &answer):
