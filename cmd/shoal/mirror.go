@@ -60,10 +60,15 @@ func runMirror(ctx context.Context, f *mirrorFlags) error {
 		cfg.Upstreams = append(cfg.Upstreams, mirror.Upstream{Name: u.name, Registry: u.host, PlainHTTP: u.plainHTTP})
 	}
 	if f.file != "" {
-		more, err := readUpstreams(f.file)
+		more, logins, err := readUpstreams(f.file, f.metrics)
 		if err != nil {
 			return err
 		}
+		defer func() {
+			for _, l := range logins {
+				l.Close()
+			}
+		}()
 		cfg.Upstreams = append(cfg.Upstreams, more...)
 	}
 	if len(cfg.Upstreams) == 0 || f.dir == "" {
