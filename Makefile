@@ -5,7 +5,7 @@ export GOFLAGS ?= -trimpath
 LINT := bin/golangci-lint
 FUZZTIME ?= 1m
 
-.PHONY: all build demo test lint unit race fuzz fmt clean
+.PHONY: all build demo test lint generated generate unit race fuzz fmt clean
 
 all: build
 
@@ -23,13 +23,31 @@ demo: bin/shoal
 # Quick checks first.
 test: lint unit race
 
-lint: $(LINT)
+lint: $(LINT) generated
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run: make fmt"; exit 1; }
 	go vet ./...
 	$(LINT) run ./...
 
 $(LINT): tools/go.mod
 	cd tools && CGO_ENABLED=0 go build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+# Deep copies and CRDs, from the Go types of the API: one API group a package. OUT is where they go.
+APIS := api/v1alpha1 api/shoal/v1alpha1
+CRDS := charts/shoal/crds
+OUT ?= .
+generate:
+	@set -e; for api in $(APIS); do \
+	  go tool -modfile=tools/generate/go.mod controller-gen object crd paths=./$$api \
+	    output:object:dir=$(OUT)/$$api output:crd:dir=$(OUT)/$(CRDS); \
+	done
+
+# Whether what make generate would write is what is there.
+generated:
+	@set -e; out=$$(mktemp -d); trap 'rm -rf $$out' EXIT; \
+	$(MAKE) --no-print-directory generate OUT=$$out; \
+	{ diff -r $$out/$(CRDS) $(CRDS) && for api in $(APIS); do \
+	  diff $$out/$$api/zz_generated.deepcopy.go $$api/zz_generated.deepcopy.go || exit 1; done; } || \
+	{ echo "run: make generate"; exit 1; }
 
 unit:
 	go test ./...
