@@ -115,6 +115,12 @@ tools:
 e2e: tools
 	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -timeout 20m -count 1 ./test/e2e $(ARGS)
 
+# Shoal's API and controller on real API servers, without nodes. Needs no root.
+# make test-controlplane ARGS="-run TestAPI/Specs -v"
+.PHONY: test-controlplane
+test-controlplane: tools
+	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -timeout 10m -count 1 ./test/controlplane $(ARGS)
+
 # The reads of the OCI distribution conformance suite against a mirror and a node's endpoint. Needs no root.
 .PHONY: conformance
 conformance: tools
