@@ -13,6 +13,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"github.com/shoal-project/shoal/internal/retry"
 )
 
 // OpenRange reads n bytes of a blob from byte off. A body that breaks off, ends early or stalls is
@@ -178,7 +180,7 @@ func (r *rangeReader) again(err error) error {
 	if r.failed >= r.repo.retry.Tries {
 		return fmt.Errorf("gave up at byte %d after %d tries: %w", r.at, r.failed, err)
 	}
-	return sleep(r.ctx, r.repo.retry.pause(r.failed-1, nil, time.Now()))
+	return retry.Sleep(r.ctx, r.repo.retry.Pause(r.failed-1))
 }
 
 func (r *rangeReader) closeBody() {

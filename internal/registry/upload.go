@@ -18,6 +18,8 @@ import (
 	"oras.land/oras-go/v2/errdef"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"github.com/shoal-project/shoal/internal/retry"
 )
 
 // Uploads are kept by their location, a URL that the registry changes with every answer. A caller
@@ -71,9 +73,9 @@ func (r *Repository) UploadChunk(ctx context.Context, location string, offset in
 			return "", r.explain(op, lostUpload(err))
 		}
 		if wait < 0 {
-			wait = r.retry.pause(try, nil, time.Now())
+			wait = r.retry.Pause(try)
 		}
-		if err := sleep(ctx, wait); err != nil {
+		if err := retry.Sleep(ctx, wait); err != nil {
 			return "", err
 		}
 		at := int64(0)
@@ -122,9 +124,9 @@ var errPartial = errors.New("the registry took a part of the chunk")
 
 func retryUpload(err error) bool {
 	if refused, ok := errors.AsType[*errcode.ErrorResponse](err); ok {
-		return transientStatus(refused.StatusCode) || refused.StatusCode == http.StatusRequestedRangeNotSatisfiable
+		return retry.TransientStatus(refused.StatusCode) || refused.StatusCode == http.StatusRequestedRangeNotSatisfiable
 	}
-	return errors.Is(err, errPartial) || errors.Is(err, errStalled) || transient(err)
+	return errors.Is(err, errPartial) || errors.Is(err, errStalled) || retry.Transient(err)
 }
 
 // CommitUpload ends an upload of size bytes as the blob d. The registry compares the digest.
@@ -185,7 +187,7 @@ func (r *Repository) upload(ctx context.Context, method, location string, header
 	defer resp.Body.Close()
 	if resp.StatusCode >= 300 {
 		err := errorResponse(resp)
-		if after, ok := retryAfter(resp.Header.Get("Retry-After"), time.Now()); ok {
+		if after, ok := retry.After(resp.Header.Get("Retry-After"), time.Now()); ok {
 			err = &throttled{err, after}
 		}
 		return nil, err
