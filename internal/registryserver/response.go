@@ -9,23 +9,12 @@ import (
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/shoal-project/shoal/internal/faults"
 )
 
 // Fault is what goes wrong with one request; the zero value is nothing.
-type Fault struct {
-	// Status, where it is not 0, is answered in the registry's place, with Header.
-	Status int
-	Header http.Header
-	// At is the byte of the response's body at which the following happens.
-	At int64
-	// Wait, if any, stops the response there until the channel is closed or the client hangs up. At
-	// byte 0 the header waits too.
-	Wait <-chan struct{}
-	// Flip inverts the byte.
-	Flip bool
-	// Cut breaks the connection off before the byte.
-	Cut bool
-}
+type Fault = faults.Fault
 
 // counters are bytes of bodies.
 type counters struct {
@@ -92,76 +81,4 @@ func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n.Add(int64(n))
 	return n, err
-}
-
-// response counts the body on its way out and brings the request's fault into it.
-type response struct {
-	http.ResponseWriter
-	request *http.Request
-	fault   Fault
-	counter *atomic.Int64
-	at      int64
-	status  int
-}
-
-// Unwrap lets http.ResponseController reach the connection.
-func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// WriteHeader implements http.ResponseWriter.
-func (w *response) WriteHeader(status int) {
-	w.status = status
-	w.ResponseWriter.WriteHeader(status)
-}
-
-// Write implements http.ResponseWriter.
-func (w *response) Write(p []byte) (int, error) {
-	done := 0
-	if split := w.fault.At - w.at; split >= 0 && split < int64(len(p)) {
-		n, err := w.send(p[:split])
-		if err != nil {
-			return n, err
-		}
-		done = n
-		w.wait(w.at)
-		if w.fault.Cut {
-			w.breakOff()
-		}
-		p = p[done:]
-		if w.fault.Flip {
-			p = append([]byte{^p[0]}, p[1:]...)
-		}
-	}
-	n, err := w.send(p)
-	return done + n, err
-}
-
-// send counts before it writes: a client that has the last byte finds it counted.
-func (w *response) send(p []byte) (int, error) {
-	w.counter.Add(int64(len(p)))
-	n, err := w.ResponseWriter.Write(p)
-	w.counter.Add(int64(n - len(p)))
-	w.at += int64(n)
-	return n, err
-}
-
-// wait stops at the fault's byte.
-func (w *response) wait(at int64) {
-	if w.fault.Wait == nil || w.fault.At != at {
-		return
-	}
-	if at > 0 { // the client is to have what comes before
-		_ = http.NewResponseController(w.ResponseWriter).Flush()
-	}
-	select {
-	case <-w.fault.Wait:
-	case <-w.request.Context().Done():
-		panic(http.ErrAbortHandler) // what nobody reads is not to be counted
-	}
-	w.fault.Wait = nil
-}
-
-// breakOff sends what was written and closes the connection.
-func (w *response) breakOff() {
-	_ = http.NewResponseController(w.ResponseWriter).Flush()
-	panic(http.ErrAbortHandler)
 }

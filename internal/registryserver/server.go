@@ -28,6 +28,8 @@ import (
 	"github.com/distribution/distribution/v3/registry/handlers"
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem" // by name below
 	_ "github.com/distribution/distribution/v3/registry/storage/driver/inmemory"   // by name below
+
+	"github.com/shoal-project/shoal/internal/faults"
 )
 
 // Config describes a registry. Its zero value keeps everything in memory and serves plain HTTP on
@@ -195,11 +197,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if s.cfg.Faults != nil {
 		fault = s.cfg.Faults(r)
 	}
-	out := &response{ResponseWriter: w, request: r, fault: fault, counter: s.counters.of(r)}
+	out := &faults.Writer{ResponseWriter: w, Request: r, Fault: fault, Counter: s.counters.of(r)}
 	if r.Body != nil {
 		r.Body = &countedBody{r.Body, &s.counters.received}
 	}
-	out.wait(0)
+	out.Begin()
 	switch {
 	case fault.Status != 0:
 		maps.Copy(w.Header(), fault.Header)
@@ -210,8 +212,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	default:
 		s.app.ServeHTTP(out, r)
 	}
-	if out.status >= 500 && fault.Status == 0 {
-		s.log.WarnContext(r.Context(), "registry request failed", slog.String("path", r.URL.Path), slog.Int("status", out.status))
+	if out.Status >= 500 && fault.Status == 0 {
+		s.log.WarnContext(r.Context(), "registry request failed", slog.String("path", r.URL.Path), slog.Int("status", out.Status))
 	}
 }
 
