@@ -5,8 +5,10 @@ go 1.26.0
 replace github.com/anacrolix/go-utp => ./internal/goutp
 
 require (
+	github.com/aliyun/aliyun-oss-go-sdk v3.0.2+incompatible
 	github.com/aliyun/credentials-go v1.4.14
 	github.com/anacrolix/torrent v1.62.0
+	github.com/bmatcuk/doublestar/v4 v4.9.1
 	github.com/distribution/distribution/v3 v3.1.2
 	github.com/docker/go-units v0.5.0
 	github.com/google/go-cmp v0.7.0
