@@ -1,7 +1,11 @@
 package model_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"hash/crc64"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +19,7 @@ import (
 
 	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/model"
+	"github.com/shoal-project/shoal/model/source"
 )
 
 func answer(status int) func(http.ResponseWriter, *http.Request) bool {
@@ -164,5 +169,69 @@ func TestPackOverFaults(t *testing.T) {
 				t.Errorf("a failed pack left a tag: %v", err)
 			}
 		})
+	}
+}
+
+// promisedSource is a directory whose files have checksums, and whose bytes are damaged for a while.
+type promisedSource struct {
+	*source.Dir
+	checksums map[string]string
+	damaged   bool
+}
+
+func (p *promisedSource) List(ctx context.Context) ([]model.File, error) {
+	files, err := p.Dir.List(ctx)
+	for i := range files {
+		files[i].Checksum = p.checksums[files[i].Path]
+	}
+	return files, err
+}
+
+func (p *promisedSource) Open(ctx context.Context, path string, offset int64) (io.ReadCloser, error) {
+	r, err := p.Dir.Open(ctx, path, offset)
+	if err != nil || !p.damaged || offset > 0 {
+		return r, err
+	}
+	return &damagedReader{ReadCloser: r}, nil
+}
+
+// damagedReader inverts the first byte.
+type damagedReader struct {
+	io.ReadCloser
+	at int
+}
+
+func (d *damagedReader) Read(p []byte) (int, error) {
+	n, err := d.ReadCloser.Read(p)
+	if d.at == 0 && n > 0 {
+		p[0] ^= 0xff
+	}
+	d.at += n
+	return n, err
+}
+
+// TestPackAfterDamage packs a file that arrives damaged, and again when it does not: what was kept of
+// the first try must not spoil the second.
+func TestPackAfterDamage(t *testing.T) {
+	content := bytesOf(3, 20<<20)
+	root, state := writeTree(t, map[string][]byte{"big.bin": content}), t.TempDir()
+	crc := crc64.Checksum(content, crc64.MakeTable(crc64.ECMA))
+	src := &promisedSource{Dir: newDir(t, root, ""), checksums: map[string]string{"big.bin": fmt.Sprintf("crc64-ecma:%d", crc)}, damaged: true}
+	repo := newRegistry(t).open("models/damage")
+	pack := func() error {
+		_, err := model.Pack(t.Context(), model.PackConfig{Source: src, Target: repo, Tag: "v1", StateDir: state})
+		return err
+	}
+	err := pack()
+	wrong, ok := errors.AsType[*model.ChecksumError](err)
+	if !ok || wrong.Path != "big.bin" || !strings.Contains(err.Error(), root) {
+		t.Fatalf("a damaged file: %v", err)
+	}
+	if _, err := repo.Resolve(t.Context(), "v1"); !errors.Is(err, errdef.ErrNotFound) {
+		t.Errorf("a damaged file left a tag: %v", err)
+	}
+	src.damaged = false
+	if err := pack(); err != nil {
+		t.Fatal(err)
 	}
 }

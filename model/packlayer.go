@@ -58,6 +58,10 @@ func (p *packer) packLayer(ctx context.Context, i int) (Layer, error) {
 		if err == nil {
 			return layer, nil
 		}
+		if _, wrong := errors.AsType[*ChecksumError](err); wrong {
+			// What was sent of the layer is damaged: going on from there would fail for ever.
+			return Layer{}, errors.Join(err, state.forget())
+		}
 		if !errors.Is(err, errUploadLost) || try == layerRestarts {
 			return Layer{}, err
 		}

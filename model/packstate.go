@@ -142,6 +142,18 @@ func (s *layerState) load() bool {
 	return true
 }
 
+// forget forgets an upload for later calls of Pack too.
+func (s *layerState) forget() error {
+	s.reset()
+	if s.file == "" {
+		return nil
+	}
+	if err := os.Remove(s.file + ".json"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("state of the pack: %w", err)
+	}
+	return nil
+}
+
 // reset forgets an upload.
 func (s *layerState) reset() {
 	s.saved = savedLayer{}

@@ -14,7 +14,8 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Source is where a model's files come from.
+// Source is where a model's files come from. One that is a fmt.Stringer is named by it in errors
+// about its files' content.
 type Source interface {
 	// List returns all files. The paths are checked by the caller.
 	List(ctx context.Context) ([]File, error)
@@ -29,6 +30,24 @@ type Learner interface {
 	// Learn is told the sha256 of files, by path, as they were listed. A failure costs only time, so
 	// none is returned.
 	Learn(sums map[string]digest.Digest)
+}
+
+// ChecksumError means that a file's bytes are not those that its source has a checksum of: they were
+// damaged on the way, or lie damaged in the source.
+type ChecksumError struct {
+	// Source names where the file is, empty where that has no name; Path is the file in it.
+	Source, Path string
+	// Scheme is the kind of checksum, Want what the source promised, Got what the bytes have.
+	Scheme, Want, Got string
+}
+
+// Error implements error.
+func (e *ChecksumError) Error() string {
+	from := ""
+	if e.Source != "" {
+		from = " of " + e.Source
+	}
+	return fmt.Sprintf("file %q%s: its %s is %s, the source promised %s: pack it again, and if this comes back, the file is damaged at its source", e.Path, from, e.Scheme, e.Got, e.Want)
 }
 
 // contentHash verifies a file against its source's checksum while it passes by. The sha256 is
@@ -60,7 +79,8 @@ func (c *contentHash) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// sum returns the content's digest, or an error if it is not what the source promised.
+// sum returns the content's digest. Where it is not what the source promised, the error is a
+// *ChecksumError that lacks source and path.
 func (c *contentHash) sum() (digest.Digest, error) {
 	sum := digest.NewDigest(digest.SHA256, c.sha256)
 	got := ""
@@ -76,7 +96,7 @@ func (c *contentHash) sum() (digest.Digest, error) {
 		got = hex.EncodeToString(h.Sum(nil))
 	}
 	if !strings.EqualFold(got, c.want) {
-		return sum, fmt.Errorf("its %s is %s, the source promised %s: read the source again, it changed or is damaged", c.scheme, got, c.want)
+		return sum, &ChecksumError{Scheme: c.scheme, Want: c.want, Got: got}
 	}
 	return sum, nil
 }

@@ -125,12 +125,25 @@ func (s *layerStream) finishMember(ctx context.Context, at int64) error {
 		return fmt.Errorf("close %q: %w", m.Path, closeErr)
 	}
 	if m.SHA256, err = s.sum.sum(); err != nil {
-		return fmt.Errorf("file %q: %w", m.Path, err)
+		return s.place(err, m.Path)
 	}
 	s.sum = nil
 	s.member++
 	_, s.skeleton = s.layer.skeletonBefore(s.member)
 	return nil
+}
+
+// place says in a *ChecksumError which file it is about.
+func (s *layerStream) place(err error, path string) error {
+	wrong, ok := errors.AsType[*ChecksumError](err)
+	if !ok {
+		return fmt.Errorf("file %q: %w", path, err)
+	}
+	wrong.Path = path
+	if name, ok := s.source.(fmt.Stringer); ok {
+		wrong.Source = name.String()
+	}
+	return wrong
 }
 
 // close frees the source's reader.

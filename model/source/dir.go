@@ -55,6 +55,9 @@ func NewDir(root, stateDir string, log *slog.Logger) (*Dir, error) {
 	return &Dir{root: abs, cache: openChecksums(stateDir, abs, log), listed: make(map[string]identity)}, nil
 }
 
+// String names the directory.
+func (d *Dir) String() string { return "directory " + d.root }
+
 // BytesRead is how many bytes of content were read so far.
 func (d *Dir) BytesRead() int64 { return d.read.Load() }
 
