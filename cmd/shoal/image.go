@@ -15,7 +15,6 @@ import (
 
 	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/model"
-	"github.com/shoal-project/shoal/model/source"
 )
 
 // imageFlags are common to the commands that speak to a registry.
@@ -45,20 +44,24 @@ func (f *imageFlags) print(w io.Writer, v any, text string) error {
 func pushCommand() *cobra.Command {
 	var (
 		flags    imageFlags
+		from     sourceFlags
 		state    string
 		previous []string
 		parallel int
 	)
 	cmd := &cobra.Command{
-		Use:   "push DIR REF",
-		Short: "Pack a model directory as an OCI image and push it",
-		Long: `Pack the files of DIR as an OCI image and push it to REF (registry/repository:tag).
+		Use:   "push SOURCE REF",
+		Short: "Pack a model's files as an OCI image and push it",
+		Long: `Pack the files of SOURCE as an OCI image and push it to REF (registry/repository:tag). SOURCE is a
+directory, or oss://bucket/path for the objects below a path of an Alibaba Cloud OSS bucket, with the
+credentials of OSS_ACCESS_KEY_ID, OSS_ACCESS_KEY_SECRET and, for STS, OSS_SESSION_TOKEN.
 
 The files are streamed: each byte is read once, and nothing is stored but a small state. A push
 that was killed goes on where it was. With --previous, layers whose files have not changed since
 those tags are neither read nor sent.`,
-		Example: "  shoal push ./qwen3-8b registry.example.com/models/qwen3-8b:v2 --previous v1",
-		Args:    cobra.ExactArgs(2),
+		Example: `  shoal push ./qwen3-8b registry.example.com/models/qwen3-8b:v2 --previous v1
+  shoal push oss://models/qwen3-8b/v2 registry.example.com/models/qwen3-8b:v2 --oss-region cn-hangzhou`,
+		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, err := flags.open(args[1])
 			if err != nil {
@@ -66,13 +69,14 @@ those tags are neither read nor sent.`,
 			}
 			defer repo.Close()
 			log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), nil))
-			dir, err := source.NewDir(args[0], filepath.Join(state, "checksums"), log)
+			src, closeSource, err := from.open(args[0], state, log)
 			if err != nil {
 				return err
 			}
+			defer closeSource()
 			show, done := layerProgress(cmd.ErrOrStderr())
 			res, err := model.Pack(cmd.Context(), model.PackConfig{
-				Source: dir, Target: repo, Tag: repo.Reference.Reference, Previous: previous,
+				Source: src, Target: repo, Tag: repo.Reference.Reference, Previous: previous,
 				StateDir: filepath.Join(state, "pack"), Parallel: parallel,
 				Progress: show, Log: log,
 			})
@@ -89,6 +93,7 @@ those tags are neither read nor sent.`,
 		},
 	}
 	flags.register(cmd)
+	from.register(cmd)
 	cmd.Flags().StringVar(&state, "state", defaultState(), "directory for the state of unfinished pushes and known checksums")
 	cmd.Flags().StringSliceVar(&previous, "previous", nil, "tags of the repository whose unchanged layers are used again")
 	cmd.Flags().IntVar(&parallel, "parallel", 0, "layers packed at once (0: a good default)")
