@@ -53,7 +53,7 @@ unit:
 	go test ./...
 
 # The race detector needs cgo; the packages with the most concurrency pay for it.
-RACE := ./tracker/... ./peer/... ./mirror/... ./swarm/... ./internal/registry/...
+RACE := ./tracker/... ./peer/... ./mirror/... ./swarm/... ./internal/registry/... ./model/source/oss
 race:
 	@if command -v $${CC:-cc} >/dev/null; then CGO_ENABLED=1 go test -race -short $(RACE); \
 	else echo "no C compiler: the race detector is skipped (apt-get install gcc)"; fi
