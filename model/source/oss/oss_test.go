@@ -356,6 +356,8 @@ func TestErrors(t *testing.T) {
 	archived.StorageClass = "Archive"
 	elsewhere := refuse(403, "AccessDenied")
 	elsewhere.Endpoint = "oss-cn-beijing.aliyuncs.com"
+	closed := httptest.NewServer(nil)
+	closed.Close()
 	object, directory := "oss://mybucket/m/v1/f at http://127.0.0.1:", "oss://mybucket/m/v1/ at http://127.0.0.1:"
 	for name, tc := range map[string]struct {
 		config func(*Config)
@@ -390,7 +392,7 @@ func TestErrors(t *testing.T) {
 		"429 for ever":         {fault: only("GET", "v1%2Ff", forever, refuse(429, "")), want: []string{object, "limits the rate"}},
 		"bodies break off":     {fault: only("GET", "v1%2Ff", forever, osstest.Fault{Fault: faults.Fault{At: 10, Cut: true}}), want: []string{object, "broke off again and again", "4 tries"}},
 		"bodies get stuck":     {config: func(c *Config) { c.Stall = 200 * time.Millisecond }, fault: only("GET", "v1%2Ff", forever, osstest.Fault{Fault: faults.Fault{At: 10, Wait: make(chan struct{})}}), want: []string{object, "no byte came for 200ms"}},
-		"no server":            {config: func(c *Config) { c.Endpoint = "http://127.0.0.1:1" }, want: []string{"oss://mybucket/m/v1/ at http://127.0.0.1:1", "no answer", "refused"}},
+		"no server":            {config: func(c *Config) { c.Endpoint = closed.URL }, want: []string{"oss://mybucket/m/v1/ at " + closed.URL, "no answer", "refused"}},
 		"an unknown code":      {fault: only("GET", "v1%2Ff", forever, refuse(400, "Odd")), want: []string{object, "OSS refuses: injected fault", "Odd"}},
 		"a redirection":        {fault: only("GET", "v1%2Ff", forever, refuse(302, "")), want: []string{object, "OSS refuses", "status 302"}},
 		"expired by the clock": {config: func(c *Config) { c.Credentials = expiring() }, want: []string{"expired at", "renew"}},
@@ -484,6 +486,20 @@ func TestChange(t *testing.T) {
 			explained(t, err, "oss://mybucket/m/v1/f at ", "run the command again")
 		}
 	}
+	t.Run("under the same ETag", func(t *testing.T) {
+		for _, other := range [][]byte{noise(2, 10_000), noise(1, 10_001)} {
+			b := newBed(t)
+			b.Put(bucket, "m/v1/f", osstest.Bytes(content))
+			s := b.open(t)
+			read(t, s, "f", 0)
+			o := osstest.Bytes(other)
+			o.ETag = osstest.Bytes(content).ETag
+			b.Put(bucket, "m/v1/f", o)
+			if _, err := readAll(t.Context(), s, "f", 0); !errors.Is(err, source.ErrChanged) {
+				t.Errorf("%v", err)
+			}
+		}
+	})
 	t.Run("an empty object", func(t *testing.T) {
 		b := newBed(t)
 		b.put(map[string]string{"f": ""})
