@@ -39,6 +39,10 @@ func (e *Error) advice() string {
 		return "not found; check the repository's name and the tag, some registries want the repository to be created first"
 	case e.Status == http.StatusTooManyRequests:
 		return "the registry limits the rate; try again later or ask for a higher quota"
+	case e.Status == http.StatusInsufficientStorage:
+		return "the registry is full; free space in it or raise its quota"
+	case e.Status == http.StatusRequestEntityTooLarge:
+		return "the registry, or a proxy before it, takes no body of this size; raise its limit"
 	case e.Status >= 500:
 		return "the registry fails; look at its health and log, then try again"
 	case e.Status == 0:
@@ -73,7 +77,7 @@ func (r *Repository) explain(op string, err error) error {
 
 // Unavailable reports whether err, or every part of it where it joins several, is a registry that
 // does not answer, fails, or limits the rate: asking again later may help, and what was known before
-// may still hold. An answer such as 404 is not.
+// may still hold. An answer such as 404 is not, nor is a registry that is full: somebody has to act.
 func Unavailable(err error) bool {
 	if many, ok := err.(interface{ Unwrap() []error }); ok {
 		for _, e := range many.Unwrap() {
@@ -84,7 +88,7 @@ func Unavailable(err error) bool {
 		return len(many.Unwrap()) > 0
 	}
 	if e, ok := err.(*Error); ok { //nolint:errorlint // each layer of the chain is looked at in turn
-		return e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= 500
+		return e.Status == 0 || e.Status == http.StatusTooManyRequests || e.Status >= 500 && e.Status != http.StatusInsufficientStorage
 	}
 	if next := errors.Unwrap(err); next != nil {
 		return Unavailable(next)

@@ -114,6 +114,7 @@ func Open(reference string, cfg Config) (*Repository, error) {
 	repo.PlainHTTP = cfg.PlainHTTP
 	// Old referrers indexes are left to the registry's collector: many registries refuse deletes.
 	repo.SkipReferrersGC = true
+	repo.ReferrerListMaxPages = maxReferrerPages
 	return &Repository{Repository: repo, retry: cfg.Retry, stall: cfg.Stall, limiter: cfg.Limiter, transport: transport, base: base}, nil
 }
 
@@ -181,15 +182,16 @@ func (r *Repository) Resolve(ctx context.Context, reference string) (ocispec.Des
 
 // Fetch implements content.Fetcher. A blob's reader goes on by ranges where its connection breaks.
 func (r *Repository) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	if !isManifest(desc.MediaType) {
+	if !IsManifest(desc.MediaType) {
 		return r.OpenRange(ctx, desc, 0, desc.Size)
 	}
 	rc, err := r.Repository.Fetch(ctx, desc)
 	return rc, r.explain("read manifest "+desc.Digest.String(), err)
 }
 
-// isManifest follows oras-go's own choice between the two endpoints.
-func isManifest(mediaType string) bool {
+// IsManifest reports whether content of mediaType lies among a registry's manifests, not its blobs. It is
+// oras-go's own choice.
+func IsManifest(mediaType string) bool {
 	switch mediaType {
 	case ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex,
 		"application/vnd.docker.distribution.manifest.v2+json",

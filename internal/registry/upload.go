@@ -35,6 +35,35 @@ func (r *Repository) StartUpload(ctx context.Context) (location string, err erro
 	return location, r.explain("start an upload", err)
 }
 
+// MountBlob makes blob d of the repository from, in the same registry, a blob of this one too, without
+// moving a byte. Where the registry cannot, for whatever reason (it does not mount, from lacks the
+// blob, the credentials may not read from), mounted is false.
+func (r *Repository) MountBlob(ctx context.Context, d digest.Digest, from string) (mounted bool, err error) {
+	op := fmt.Sprintf("mount blob %s from %s", d, from)
+	source := r.Reference
+	source.Repository = from
+	ctx = auth.AppendRepositoryScope(ctx, source, auth.ActionPull)
+	query := url.Values{"mount": {d.String()}, "from": {from}}
+	resp, err := r.upload(ctx, http.MethodPost, r.url("blobs/uploads/?"+query.Encode()), nil, nil)
+	if refused, ok := errors.AsType[*errcode.ErrorResponse](err); ok && !transientStatus(refused.StatusCode) {
+		return false, nil
+	}
+	if err != nil {
+		return false, r.explain(op, err)
+	}
+	if resp.StatusCode == http.StatusCreated {
+		return true, nil
+	}
+	// The registry began an upload instead (distribution-spec, "Mounting a blob from another
+	// repository"). Left alone it would lie there until the registry's purger comes.
+	location, err := r.location(resp, "")
+	if err != nil {
+		return false, r.explain(op, err)
+	}
+	_ = r.CancelUpload(ctx, location) // not every registry lets uploads be cancelled
+	return false, ctx.Err()
+}
+
 // UploadStatus asks how many bytes of an upload the registry has. An upload that it does not know
 // (any more) is errdef.ErrNotFound.
 func (r *Repository) UploadStatus(ctx context.Context, location string) (next string, offset int64, err error) {
