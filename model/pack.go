@@ -76,7 +76,8 @@ type packer struct {
 	target Registry
 	log    *slog.Logger
 	tell   func(Progress)
-	state  *packState
+	state  packState
+	size   int64 // of all layers, in bytes
 
 	layers   []Layer
 	groups   [][]File
@@ -100,10 +101,11 @@ func Pack(ctx context.Context, cfg PackConfig) (*PackResult, error) {
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
-	var err error
-	if p.state, err = openPackState(cfg.StateDir, p.target.Name()+":"+cfg.Tag); err != nil {
+	folder, err := openStateFolder(cfg.StateDir, "pack", p.target.Name()+":"+cfg.Tag)
+	if err != nil {
 		return nil, err
 	}
+	p.state = packState{folder}
 	result, err := p.pack(ctx, cfg)
 	if closeErr := p.state.close(err == nil); err == nil && closeErr != nil {
 		p.log.Warn("state of the pack is left behind", "error", closeErr)
@@ -118,6 +120,9 @@ func (p *packer) pack(ctx context.Context, cfg PackConfig) (*PackResult, error) 
 	}
 	if p.layers, p.groups, err = planLayers(files); err != nil {
 		return nil, err
+	}
+	for _, l := range p.layers {
+		p.size += l.Size
 	}
 	if err := p.loadPrevious(ctx, append([]string{cfg.Tag}, cfg.Previous...)); err != nil {
 		return nil, err
@@ -265,5 +270,5 @@ func (p *packer) progress(i int, done int64, reused bool) {
 		return
 	}
 	l := p.layers[i]
-	p.tell(Progress{Layer: i, Layers: len(p.layers), Name: layerName(l), Done: done, Size: l.Size, Reused: reused})
+	p.tell(Progress{Layer: i, Layers: len(p.layers), Name: layerName(l), Done: done, Size: l.Size, Total: p.size, Reused: reused})
 }

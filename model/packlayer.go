@@ -6,27 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-
-	"golang.org/x/sync/errgroup"
-	"oras.land/oras-go/v2/errdef"
 )
-
-// uploadChunk is what is sent, and then written down, at a time: large enough for registries over
-// object stores (5 MiB parts), small enough to be lost. It is a multiple of HashLayerPiece.
-const uploadChunk = 8 << 20
-
-// layerRestarts is how often an upload that the registry forgot begins again.
-const layerRestarts = 3
-
-// errUploadLost means that the registry does not know the upload any more.
-var errUploadLost = errors.New("the registry lost the upload")
-
-func uploadError(err error) error {
-	if errors.Is(err, errdef.ErrNotFound) {
-		return fmt.Errorf("%w: %w", errUploadLost, err)
-	}
-	return err
-}
 
 // packLayer brings layer i into the registry, by the cheapest way there is.
 func (p *packer) packLayer(ctx context.Context, i int) (Layer, error) {
@@ -62,7 +42,7 @@ func (p *packer) packLayer(ctx context.Context, i int) (Layer, error) {
 			// What was sent of the layer is damaged: going on from there would fail for ever.
 			return Layer{}, errors.Join(err, state.forget())
 		}
-		if !errors.Is(err, errUploadLost) || try == layerRestarts {
+		if !errors.Is(err, errUploadLost) || try == uploadTries {
 			return Layer{}, err
 		}
 		p.log.Info("the registry lost an upload, the layer begins again", "layer", layerName(p.layers[i]), "error", err)
@@ -111,8 +91,8 @@ func (p *packer) sendLayer(ctx context.Context, i int, state *layerState) (Layer
 	return layer, nil
 }
 
-// layerUpload is one layer's way into the registry: a goroutine reads and hashes the next chunk
-// while the last one is sent. Two chunks are all the memory that a layer takes.
+// layerUpload is one layer's way into the registry: the next chunk is read and hashed while the last
+// one is sent.
 type layerUpload struct {
 	*packer
 	index    int
@@ -156,53 +136,20 @@ type chunk struct {
 }
 
 func (u *layerUpload) run(ctx context.Context, stream *layerStream) error {
-	free := make(chan []byte, 2)
-	full := make(chan chunk)
-	free <- make([]byte, uploadChunk)
-	free <- make([]byte, uploadChunk)
-
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		defer close(full)
-		return readChunks(ctx, stream, free, full)
-	})
-	group.Go(func() error {
-		for c := range full {
-			if err := u.send(ctx, c); err != nil {
-				return err
-			}
-			free <- c.buf[:uploadChunk] // never blocks: there are two buffers in all
-		}
-		return nil
-	})
-	return group.Wait()
-}
-
-func readChunks(ctx context.Context, stream *layerStream, free <-chan []byte, full chan<- chunk) error {
-	for stream.at < stream.layer.Size {
-		var buf []byte
-		select {
-		case buf = <-free:
-		case <-ctx.Done():
-			return ctx.Err()
+	return alternate(ctx, func(ctx context.Context, buf []byte) (chunk, bool, error) {
+		if stream.at == stream.layer.Size {
+			return chunk{}, false, nil
 		}
 		// After a resume the first chunk ends at the next multiple, so that each can be saved.
 		start := stream.at
 		n, err := stream.fill(ctx, buf[:uploadChunk-start%uploadChunk])
 		if err != nil {
-			return err
+			return chunk{}, false, err
 		}
 		c := chunk{buf: buf[:n], start: start}
-		if c.next, err = stream.position(); err != nil {
-			return err
-		}
-		select {
-		case full <- c:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
+		c.next, err = stream.position()
+		return c, true, err
+	}, u.send)
 }
 
 // send brings a chunk into the registry and writes down how far the layer is.

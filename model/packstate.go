@@ -9,51 +9,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/opencontainers/go-digest"
 )
 
 // packState is the folder of one unfinished pack: for each layer a JSON file that says how far its
-// upload is, and a file of piece hashes that only grows. It is removed when the pack is complete.
-// Nothing in it is believed that does not fit: a damaged file costs a layer's upload, no more.
-type packState struct {
-	dir  string // empty: nothing is kept
-	lock *os.File
-}
-
-// openPackState takes the folder for name (repository and tag). A second pack of the same name in
-// another process is an error.
-func openPackState(stateDir, name string) (*packState, error) {
-	if stateDir == "" {
-		return &packState{}, nil
-	}
-	dir := filepath.Join(stateDir, "pack", digest.FromString(name).Encoded())
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("state of the pack: %w", err)
-	}
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("state of the pack: %w", err)
-	}
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("%s is being packed by another process: wait for it or stop it", name)
-	}
-	return &packState{dir: dir, lock: lock}, nil
-}
-
-// close lets go of the folder, and removes it when the pack is done.
-func (p *packState) close(done bool) error {
-	if p.dir == "" {
-		return nil
-	}
-	var err error
-	if done {
-		err = os.RemoveAll(p.dir)
-	}
-	return errors.Join(err, p.lock.Close())
-}
+// upload is, and a file of piece hashes that only grows. Nothing in it is believed that does not fit:
+// a damaged file costs a layer's upload, no more.
+type packState struct{ *stateFolder }
 
 // layerState is what is kept of one layer.
 type layerState struct {
@@ -196,10 +159,9 @@ func (s *layerState) write(saved savedLayer) error {
 	if err != nil {
 		return err
 	}
-	tmp := s.file + ".tmp"
-	if err := os.WriteFile(tmp, raw, 0o644); err != nil {
+	if err := replaceFile(s.file+".json", raw); err != nil {
 		return err
 	}
 	s.saved = saved
-	return os.Rename(tmp, s.file+".json")
+	return nil
 }

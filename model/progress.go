@@ -2,7 +2,7 @@ package model
 
 import "fmt"
 
-// Progress is how far one layer is.
+// Progress is how far one layer is; for Copy, any blob of the image.
 type Progress struct {
 	// Layer counts from 0 to Layers-1.
 	Layer, Layers int
@@ -10,6 +10,8 @@ type Progress struct {
 	Name string
 	// Done and Size are in bytes of the layer. The layer is complete, and verified, at Done == Size.
 	Done, Size int64
+	// Total is the bytes of all layers together.
+	Total int64
 	// Reused means that the layer is in the registry already; no byte of it was read.
 	Reused bool
 }

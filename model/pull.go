@@ -79,7 +79,7 @@ func pullInto(ctx context.Context, target content.Fetcher, image *Image, tmp str
 			if err := layerCtx.Err(); err != nil {
 				return err // another layer failed
 			}
-			return pullLayer(layerCtx, target, root, image.Layers, i, cfg.Progress)
+			return pullLayer(layerCtx, target, root, image, i, cfg.Progress)
 		})
 	}
 	if err := group.Wait(); err != nil {
@@ -119,8 +119,8 @@ func syncDir(name string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-func pullLayer(ctx context.Context, target content.Fetcher, root *os.Root, layers []Layer, i int, tell func(Progress)) error {
-	l := layers[i]
+func pullLayer(ctx context.Context, target content.Fetcher, root *os.Root, image *Image, i int, tell func(Progress)) error {
+	l := image.Layers[i]
 	body, err := target.Fetch(ctx, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.Digest, Size: l.Size})
 	if err != nil {
 		return fmt.Errorf("layer %s: %w", l.Digest, err)
@@ -129,7 +129,7 @@ func pullLayer(ctx context.Context, target content.Fetcher, root *os.Root, layer
 	r := &layerReader{ctx: ctx, body: body, layer: l, sha256: sha256.New(), buf: make([]byte, 1<<20)}
 	if tell != nil {
 		r.tell = func(done int64) {
-			tell(Progress{Layer: i, Layers: len(layers), Name: layerName(l), Done: done, Size: l.Size})
+			tell(Progress{Layer: i, Layers: len(image.Layers), Name: layerName(l), Done: done, Size: l.Size, Total: image.Size()})
 		}
 	}
 	for m := range l.Members {
