@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/errdef"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"github.com/shoal-project/shoal/internal/retry"
 )
 
 // maxReferrerPages bounds a list of referrers whose pages lead on for ever.
@@ -34,12 +35,12 @@ func (r *Repository) ReadManifest(ctx context.Context, desc ocispec.Descriptor) 
 			return nil, ctx.Err()
 		case answered(err):
 			return nil, r.explain(op, err)
-		case !transient(err):
+		case !retry.Transient(err):
 			return nil, r.reject(op, err)
 		case try+1 >= r.retry.Tries:
 			return nil, r.explain(op, err)
 		}
-		if err := sleep(ctx, r.retry.pause(try, nil, time.Now())); err != nil {
+		if err := retry.Sleep(ctx, r.retry.Pause(try)); err != nil {
 			return nil, err
 		}
 	}
@@ -60,7 +61,7 @@ func (r *Repository) ListReferrers(ctx context.Context, desc ocispec.Descriptor,
 		return all, err
 	case ok && refused.StatusCode == http.StatusNotFound:
 		return nil, nil
-	case answered(err) || transient(err):
+	case answered(err) || retry.Transient(err):
 		return nil, r.explain(op, err)
 	}
 	return nil, r.reject(op, err)

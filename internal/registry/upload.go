@@ -45,7 +45,7 @@ func (r *Repository) MountBlob(ctx context.Context, d digest.Digest, from string
 	ctx = auth.AppendRepositoryScope(ctx, source, auth.ActionPull)
 	query := url.Values{"mount": {d.String()}, "from": {from}}
 	resp, err := r.upload(ctx, http.MethodPost, r.url("blobs/uploads/?"+query.Encode()), nil, nil)
-	if refused, ok := errors.AsType[*errcode.ErrorResponse](err); ok && !transientStatus(refused.StatusCode) {
+	if refused, ok := errors.AsType[*errcode.ErrorResponse](err); ok && !retry.TransientStatus(refused.StatusCode) {
 		return false, nil
 	}
 	if err != nil {

@@ -71,6 +71,7 @@ func Transient(err error) bool {
 	case errors.As(err, &dns):
 		return !dns.IsNotFound
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, net.ErrClosed), // the write of a body whose connection the other side has ended
 		errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return true
 	}
