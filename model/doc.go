@@ -6,7 +6,7 @@
 // so a node stores only the files and writes the skeleton again when somebody asks for the tar.
 // Every layer also has a BEP 52 pieces root, so that a swarm can verify it piece by piece.
 //
-// [Pack] streams a [Source] to a registry, [Resolve] reads an image's description, [Pull] restores
-// its files. Commands and the controller call Pack and Pull; mirror, swarm and peer use Resolve, the
-// layers and their hashes. Everything that comes out of a registry is checked before it is believed.
+// [Pack] streams a [Source] to a registry, [Copy] brings an image from there to others, [Resolve] reads
+// an image's description, [Pull] restores its files. Commands and the controller call Pack, Copy and
+// Pull; mirror, swarm and peer use Resolve, the layers and their hashes. Everything that comes out of a registry is checked before it is believed.
 package model
