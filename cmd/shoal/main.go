@@ -33,7 +33,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(pushCommand(), pullCommand(), inspectCommand(), certsCommand(),
+	cmd.AddCommand(pushCommand(), pullCommand(), copyCommand(), inspectCommand(), certsCommand(),
 		mirrorCommand(), trackerCommand(), peerCommand(), desiredCommand(), warmCommand(), residencyCommand(), demoCommand())
 	return cmd
 }
