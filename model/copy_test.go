@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -641,5 +642,50 @@ func TestCopyMendsFallbackTag(t *testing.T) {
 	mustCopy(t, model.CopyConfig{From: from, To: to, Tag: "v1"})
 	if list, err := to.ListReferrers(t.Context(), packed.Image.Index, 10); err != nil || len(list) != 1 {
 		t.Errorf("referrers %v, %v", list, err)
+	}
+}
+
+// Without its hash layers an image is of no use to nodes, however it lost them.
+func TestCopyMissesHashLayers(t *testing.T) {
+	east, west := newServer(t, nil), newServer(t, nil)
+	from, to := east.open("models/torn"), west.open("models/torn")
+	tree := map[string][]byte{"a.txt": []byte("a")}
+	packed := packTree(t, from, "v1", tree)
+	list, err := from.Resolve(t.Context(), "sha256-"+packed.Image.Index.Digest.Encoded())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := from.Delete(t.Context(), list); err != nil {
+		t.Fatal(err)
+	}
+	cfg := model.CopyConfig{From: from, To: to, Tag: "v1"}
+	if _, err := model.Copy(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "push it there again") {
+		t.Errorf("error %v", err)
+	}
+	checkNoTag(t, to, "v1")
+	packTree(t, from, "v1", tree)
+	mustCopy(t, cfg)
+	checkPulled(t, to, "v1", tree)
+}
+
+// TestCopyMemory looks at the live heap on the way: it must not grow with the blob.
+func TestCopyMemory(t *testing.T) {
+	const size = 128 << 20
+	east, west := newServer(t, nil), newServer(t, nil)
+	from, to := east.open("models/zero"), west.open("models/zero")
+	if _, err := model.Pack(t.Context(), model.PackConfig{Source: &zeroSource{size: size}, Target: from, Tag: "v1"}); err != nil {
+		t.Fatal(err)
+	}
+	var before runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var peak atomic.Uint64
+	mustCopy(t, model.CopyConfig{From: from, To: to, Tag: "v1", StateDir: t.TempDir(), Progress: func(model.Progress) {
+		var now runtime.MemStats
+		runtime.ReadMemStats(&now)
+		peak.Store(max(peak.Load(), now.HeapInuse))
+	}})
+	if grown := int64(peak.Load()) - int64(before.HeapInuse); grown > 64<<20 {
+		t.Errorf("heap grew by %d MiB", grown>>20)
 	}
 }

@@ -78,7 +78,27 @@ func (g *graphReader) addRoot(ctx context.Context, reference string) error {
 	if g.graph.root, err = g.fetch(ctx, desc); err != nil {
 		return err
 	}
-	return g.add(ctx, g.graph.root, 1)
+	if err := g.add(ctx, g.graph.root, 1); err != nil {
+		return err
+	}
+	return g.checkMembers()
+}
+
+// checkMembers makes sure that a Shoal image's member table was found. Only the referrer leads to it
+// and to the hash layers, and tools that copy without referrers, or a killed pack, leave an image
+// that no node can read.
+func (g *graphReader) checkMembers() error {
+	var manifest struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.Unmarshal(g.graph.root.raw, &manifest); err != nil {
+		return err
+	}
+	table := manifest.Annotations[AnnotationMembers]
+	if _, known := g.blobs[digest.Digest(table)]; table != "" && !known {
+		return fmt.Errorf("it is a Shoal model whose member table %.100q and hash layers no referrer lists: push it there again", table)
+	}
+	return nil
 }
 
 // fetch reads a manifest. The descriptor's size and digest are checked.
