@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
@@ -154,7 +155,10 @@ func (h *hub) changes(ctx context.Context, s selection, all []*v1alpha1.ModelDis
 	}
 	for event := range watcher.ResultChan() {
 		o, ok := event.Object.(*unstructured.Unstructured)
-		if !ok { // a status: the list is made anew, and says what is wrong if that fails too
+		if !ok {
+			if err := apierrors.FromObject(event.Object); !apierrors.IsGone(err) && !apierrors.IsResourceExpired(err) {
+				return false, worded(err) // who may list, but not watch, must not list for ever
+			}
 			return false, nil
 		}
 		d, err := distribution(o)

@@ -13,6 +13,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/shoal-project/shoal/api/v1alpha1"
 )
@@ -28,6 +29,7 @@ func TestCommands(t *testing.T) {
 	t.Run("Conflict", c.conflict)
 	t.Run("Status", c.status)
 	t.Run("Watch", c.watch)
+	t.Run("WatchForbidden", c.watchForbidden)
 	t.Run("Wait", c.wait)
 	t.Run("Explain", c.explain)
 }
@@ -276,6 +278,25 @@ func (c *commands) watch(t *testing.T) {
 	if rest, code := gone.end(t); !strings.Contains(rest, "default/second is deleted\n") || code != 0 {
 		t.Errorf("after its end: exit code %d\n%s", code, rest)
 	}
+}
+
+// watchForbidden: who may list, but not watch, is told so.
+func (c *commands) watchForbidden(t *testing.T) {
+	k, err := clientcmd.LoadFromFile(c.kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range k.AuthInfos {
+		user.Impersonate = "reader"
+	}
+	file := filepath.Join(t.TempDir(), "reader.kubeconfig")
+	if err := clientcmd.WriteToFile(*k, file); err != nil {
+		t.Fatal(err)
+	}
+	c.kubectl(t, "create", "clusterrole", "reader", "--verb=get,list", "--resource=modeldistributions.ack.alibabacloud.com")
+	c.kubectl(t, "create", "clusterrolebinding", "reader", "--clusterrole=reader", "--user=reader")
+	c.says(t, "", "third", "status", "--kubeconfig", file)
+	c.fails(t, "", []string{`User "reader" cannot watch resource "modeldistributions"`}, "status", "--watch", "--kubeconfig", file)
 }
 
 func (c *commands) wait(t *testing.T) {
