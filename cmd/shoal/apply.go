@@ -323,7 +323,8 @@ func (l *waitLines) show(d *v1alpha1.ModelDistribution) {
 	}
 	l.last[key] = line
 	if l.rewrite {
-		fmt.Fprint(l.w, "\r\x1b[K"+line) // to the line's beginning, clear it
+		// To the line's beginning, clear it, and cut what is too long: what had wrapped could not be cleared.
+		fmt.Fprint(l.w, "\r\x1b[K\x1b[?7l"+line+"\x1b[?7h")
 		return
 	}
 	fmt.Fprintln(l.w, line)

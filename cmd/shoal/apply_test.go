@@ -2,9 +2,11 @@ package main
 
 import (
 	"errors"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
+	"unicode"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -77,6 +79,7 @@ func TestWorded(t *testing.T) {
 		want string
 	}{
 		{"not of an API server", os.ErrNotExist, "file does not exist"},
+		{"unreachable", &url.Error{Op: "Get", URL: "https://a", Err: errors.New("connection refused")}, "the cluster cannot be reached, is --context the right one? connection refused"},
 		{"without causes", status(metav1.StatusReasonForbidden, "you may not"), "you may not"},
 		{"no CRD", status(metav1.StatusReasonNotFound, "the server could not find the requested resource", metav1.StatusCause{Type: metav1.CauseTypeUnexpectedServerResponse, Message: "404 page not found"}),
 			"the cluster does not know ModelDistributions: install charts/shoal/crds with kubectl apply --server-side, or choose another cluster with --context"},
@@ -110,6 +113,19 @@ func TestWorded(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzWorded: whatever an API server writes becomes one printable line a cause.
+func FuzzWorded(f *testing.F) {
+	f.Add("spec.a", `Invalid value: "a": b`)
+	f.Add("", "Invalid value: {")
+	f.Add("<nil>", "Invalid value: 0: a\n\x1b[2J")
+	f.Fuzz(func(t *testing.T, field, message string) {
+		got := causeLines([]metav1.StatusCause{{Type: metav1.CauseTypeFieldValueInvalid, Field: field, Message: message}})
+		if strings.Count(got, "\n") != 1 || strings.ContainsFunc(strings.TrimPrefix(got, "\n"), unicode.IsControl) {
+			t.Errorf("%q", got)
+		}
+	})
 }
 
 func TestSettled(t *testing.T) {

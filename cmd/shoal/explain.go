@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -50,17 +51,21 @@ in: the condition, and the registry, cluster or node behind it.`,
 
 // write says the finding to people.
 func (f finding) write(w io.Writer) error {
-	text := oneLine(f.Says) + "\n"
+	var text strings.Builder
+	fmt.Fprintln(&text, oneLine(f.Says))
 	if f.Do != "" {
-		text += "To do: " + oneLine(f.Do) + "\n"
+		fmt.Fprintln(&text, "To do:", oneLine(f.Do))
 	}
 	if len(f.Chain) > 0 {
 		var rows [][]string
 		for _, l := range f.Chain {
-			rows = append(rows, []string{"  " + l.Kind, l.Name, l.State, l.Message})
+			rows = append(rows, []string{l.Kind, l.Name, l.State, l.Message})
 		}
-		text += "\nFound in:\n" + table(rows)
+		fmt.Fprintln(&text, "\nFound in:")
+		for line := range strings.Lines(table(rows)) {
+			text.WriteString("  " + line)
+		}
 	}
-	_, err := fmt.Fprint(w, text)
+	_, err := io.WriteString(w, text.String())
 	return err
 }

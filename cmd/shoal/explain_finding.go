@@ -262,8 +262,11 @@ func packing(d *v1alpha1.ModelDistribution) *finding {
 	case done >= p.TotalBytes:
 		f.Says = sentence("All files are packed, and the image is being completed" + message(f.Chain))
 	case p.BytesPerSecond == 0:
-		f.State, f.Says = findingHeld, sentence("The packing stands still at "+far+message(f.Chain))
-		f.Do = fmt.Sprintf("kubectl get events -n %s --field-selector involvedObject.name=%s, and the packer's log, say what it waits for.", d.Namespace, d.Name)
+		f.Says = sentence("The packing begins, and nothing was sent yet" + message(f.Chain))
+		if p.DoneBytes > 0 {
+			f.State, f.Says = findingHeld, sentence("The packing stands still at "+far+message(f.Chain))
+		}
+		f.Do = "If it stays so: " + fmt.Sprintf("kubectl get events -n %s --field-selector involvedObject.name=%s, and the packer's log, say what it waits for.", d.Namespace, d.Name)
 	default:
 		f.Says = "It is being packed: " + far + ". At the present " + size(p.BytesPerSecond) + "/s it takes " + remaining(p) + " more."
 		if packingTime(p) >= slow {

@@ -191,6 +191,10 @@ func TestExplain(t *testing.T) {
 			"The packing stands still at 50%, 8GiB of 16GiB: OSS has answered 503 for 2 minutes.", "kubectl get events -n default", []string{"condition Packaged", "registry m.cn-hangzhou/qwen3-8b:v1"},
 		},
 		{
+			"packing has sent nothing yet", example(1, packed(v1alpha1.PackingStatus{TotalBytes: 16 << 30, ReusedBytes: 8 << 30})), findingWaiting,
+			"The packing begins, and nothing was sent yet.", "kubectl get events -n default", []string{"condition Packaged", "registry m.cn-hangzhou/qwen3-8b:v1"},
+		},
+		{
 			"all is packed", example(1, packed(v1alpha1.PackingStatus{TotalBytes: 16 << 30, DoneBytes: 16 << 30})), findingWaiting,
 			"All files are packed, and the image is being completed.", "", []string{"condition Packaged", "registry m.cn-hangzhou/qwen3-8b:v1"},
 		},
@@ -290,4 +294,19 @@ func TestExplain(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestFindingText(t *testing.T) {
+	var text strings.Builder
+	if err := explain(bad()).write(&text); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "explain-stale.txt", text.String())
+	text.Reset()
+	d := bad()
+	d.Generation = 1
+	if err := explain(d).write(&text); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "explain-registry.txt", text.String())
 }

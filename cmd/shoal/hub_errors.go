@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -18,6 +20,9 @@ import (
 func worded(err error) error {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) {
+		if unreached, ok := errors.AsType[*url.Error](err); ok && !errors.Is(err, context.Canceled) {
+			return fmt.Errorf("the cluster cannot be reached, is --context the right one? %w", unreached.Err)
+		}
 		return err
 	}
 	s := status.Status()

@@ -140,6 +140,7 @@ func (s *screen) show(text func(now time.Time) string) error {
 		return err
 	}
 	if s.last != nil {
+		seen[""] = true
 		for line := range strings.Lines(s.last(now)) {
 			seen[squeezed(line)] = true
 		}
