@@ -127,7 +127,9 @@ func (i *Inventory) Run(ctx context.Context) error {
 	for _, c := range conventions() { // one label selector cannot say "or"
 		store, err := i.kinds.cache(i.cfg.REST, hub.wrapped, map[client.Object]cache.ByObject{&corev1.Secret{}: {
 			Namespaces: map[string]cache.Config{i.cfg.Namespace: {LabelSelector: labels.SelectorFromSet(labels.Set{c.label: c.value})}},
-		}})
+		}}, func(err error) {
+			i.cfg.Log.Warn("Secrets of clusters are not watched, and that is tried again", slog.String("namespace", i.cfg.Namespace), slog.Any("error", err))
+		})
 		if err != nil {
 			return fmt.Errorf("hub: %w", err)
 		}

@@ -21,6 +21,7 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/util/connrotation"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -88,7 +89,7 @@ func (i *Inventory) newMember(e *entry) (*member, error) {
 		return nil, err
 	}
 	ours := labels.SelectorFromSet(labels.Set{HubLabel: m.id})
-	m.cache, err = i.kinds.cache(cfg, m, map[client.Object]cache.ByObject{&shoalv1alpha1.ModelReplica{}: {Label: ours}})
+	m.cache, err = i.kinds.cache(cfg, m, map[client.Object]cache.ByObject{&shoalv1alpha1.ModelReplica{}: {Label: ours}}, func(error) {}) // RoundTrip has them all
 	return m, err
 }
 
@@ -188,7 +189,7 @@ func host(server string) string {
 // link is the connections to one API server.
 type link struct {
 	wrapped http.RoundTripper // sends the credentials
-	base    http.RoundTripper
+	close   func()
 }
 
 // dial prepares connections; it connects to nothing. With shared, they are the library's, which keeps them for
@@ -197,25 +198,27 @@ type link struct {
 func dial(cfg *rest.Config, shared bool) (*link, error) {
 	if shared {
 		wrapped, err := rest.TransportFor(cfg)
-		return &link{wrapped: wrapped, base: wrapped}, err
+		return &link{wrapped: wrapped, close: func() { utilnet.CloseIdleConnectionsFor(wrapped) }}, err
 	}
 	trust, err := rest.TLSConfigFor(cfg)
 	if err != nil {
 		return nil, err
 	}
+	dialer := connrotation.NewDialer((&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext)
 	base := utilnet.SetTransportDefaults(&http.Transport{ // among them a ping over HTTP/2, which finds a peer that is silent
 		Proxy: cfg.Proxy, TLSClientConfig: trust, TLSHandshakeTimeout: 10 * time.Second, IdleConnTimeout: 90 * time.Second,
-		DialContext:        (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:        dialer.DialContext,
 		DisableCompression: cfg.DisableCompression,
 	})
 	wrapped, err := rest.HTTPWrappersForConfig(cfg, base)
 	if err != nil {
 		return nil, fmt.Errorf("credentials: %w", err)
 	}
-	return &link{wrapped: wrapped, base: base}, nil
+	return &link{wrapped: wrapped, close: func() {
+		base.CloseIdleConnections()
+		dialer.CloseAll() // a watch that was just ended still holds its connection
+	}}, nil
 }
-
-func (l *link) close() { utilnet.CloseIdleConnectionsFor(l.base) }
 
 // kinds are ModelReplica and Secret: what a hub reads and writes. Their places in the API are written here, so
 // that a cluster is not asked for all that it has.
@@ -231,16 +234,17 @@ func newKinds() kinds {
 	_ = shoalv1alpha1.AddToScheme(scheme) // never fails
 	_ = corev1.AddToScheme(scheme)        // nor does this
 	mapper.Add(replicas.WithKind("ModelReplica"), meta.RESTScopeRoot)
-	mapper.Add(corev1.SchemeGroupVersion.WithKind("Secret"), meta.RESTScopeNamespace)
+	for _, kind := range []string{"Secret", "SecretList"} { // a cache of one namespace asks for the list's scope
+		mapper.Add(corev1.SchemeGroupVersion.WithKind(kind), meta.RESTScopeNamespace)
+	}
 	return kinds{scheme, mapper}
 }
 
-// cache returns a cache of the given objects alone.
-func (k kinds) cache(cfg *rest.Config, through http.RoundTripper, objects map[client.Object]cache.ByObject) (cache.Cache, error) {
+// cache returns a cache of the given objects alone. failed hears of errors after which it tries again.
+func (k kinds) cache(cfg *rest.Config, through http.RoundTripper, objects map[client.Object]cache.ByObject, failed func(error)) (cache.Cache, error) {
 	return cache.New(cfg, cache.Options{
 		HTTPClient: &http.Client{Transport: through}, Scheme: k.scheme, Mapper: k.mapper, ByObject: objects,
 		DefaultTransform: cache.TransformStripManagedFields(), ReaderFailOnMissingInformer: true,
-		// A member's RoundTrip tells of errors, once.
-		DefaultWatchErrorHandler: func(context.Context, *toolscache.Reflector, error) {},
+		DefaultWatchErrorHandler: func(_ context.Context, _ *toolscache.Reflector, err error) { failed(err) },
 	})
 }
