@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ func newControlPlane(p plan) (*ControlPlane, error) {
 	c.APIServer = part("kube-apiserver", c.answers,
 		"--etcd-servers="+etcd, "--bind-address="+p.bind, "--advertise-address="+p.ip, fmt.Sprintf("--secure-port=%d", p.port),
 		"--tls-cert-file="+c.ca.path("apiserver.crt"), "--tls-private-key-file="+c.ca.path("apiserver.key"),
-		"--token-auth-file="+filepath.Join(p.dir, "tokens.csv"), "--authorization-mode=Node,RBAC",
+		"--client-ca-file="+c.ca.path("ca.crt"), "--token-auth-file="+filepath.Join(p.dir, "tokens.csv"), "--authorization-mode=Node,RBAC",
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+c.ca.path("accounts.pub"), "--service-account-signing-key-file="+c.ca.path("accounts.key"),
 		"--service-cluster-ip-range="+services, "--allow-privileged=true", "--endpoint-reconciler-type=none",
@@ -155,6 +156,12 @@ func (c *ControlPlane) Config() *rest.Config {
 		Host: c.url, BearerToken: c.tokens[Admin], TLSClientConfig: rest.TLSClientConfig{CAFile: c.ca.path("ca.crt")},
 		QPS: 100, Burst: 200,
 	}
+}
+
+// Certificate returns the files of a client certificate and its key, by which the API server knows a user.
+func (c *ControlPlane) Certificate(user string) (cert, key string, err error) {
+	err = c.ca.sign(user, &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return c.ca.path(user + ".crt"), c.ca.path(user + ".key"), err
 }
 
 // answers reports whether the API server is ready.

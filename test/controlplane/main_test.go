@@ -26,14 +26,30 @@ const (
 	docs     = "../../docs"
 )
 
-// server is an API server that knows Shoal's objects.
+// server is an API server, as its administrator sees it.
 type server struct {
 	dynamic.Interface
+	control    *cluster.ControlPlane
 	kubeconfig string
 }
 
 // newServer starts an API server that ends with the test, and installs the CRDs as a user would.
 func newServer(t *testing.T) *server {
+	t.Helper()
+	s := newBareServer(t)
+	s.install(t)
+	return s
+}
+
+// install makes Shoal's objects known.
+func (s *server) install(t *testing.T) {
+	t.Helper()
+	s.kubectl(t, "apply", "--server-side", "-f", crds)
+	s.kubectl(t, "wait", "--for=condition=Established", "crd", "--all")
+}
+
+// newBareServer starts an API server that ends with the test and knows nothing of Shoal.
+func newBareServer(t *testing.T) *server {
 	t.Helper()
 	if tools == "" {
 		t.Skip("SHOAL_TOOLS is not set: run make test-controlplane")
@@ -51,10 +67,7 @@ func newServer(t *testing.T) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{Interface: client, kubeconfig: c.Kubeconfig(cluster.Admin)}
-	s.kubectl(t, "apply", "--server-side", "-f", crds)
-	s.kubectl(t, "wait", "--for=condition=Established", "crd", "--all")
-	return s
+	return &server{Interface: client, control: c, kubeconfig: c.Kubeconfig(cluster.Admin)}
 }
 
 // kubectl returns what kubectl writes, and fails the test where it fails.
