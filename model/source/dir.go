@@ -23,7 +23,7 @@ import (
 )
 
 // ErrChanged means that a file is no longer the one that List saw.
-var ErrChanged = errors.New("the file changed while it was packed; run the command again when nothing writes to it")
+var ErrChanged = errors.New("the file changed while it was packed; pack it again when nothing writes to it")
 
 // Dir is a directory of this machine. Symbolic links are followed while they stay below the
 // directory (a Hugging Face snapshot needs its cache directory as a whole, or `--local-dir`).

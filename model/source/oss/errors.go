@@ -146,7 +146,10 @@ func (s *Source) advice(key string, r *refusal) string {
 // transport makes an error of every answer that is none of success, so that the SDK, which keeps no
 // headers and remembers whole documents (the string to sign with its STS token among them), never sees
 // one. It bounds what is read into memory of the others.
-type transport struct{ base http.RoundTripper }
+type transport struct {
+	base      http.RoundTripper
+	anonymous bool // requests go unsigned
+}
 
 const (
 	maxDocument = 64 << 10 // an error
@@ -155,6 +158,10 @@ const (
 
 // RoundTrip implements http.RoundTripper.
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if t.anonymous {
+		r = r.Clone(r.Context())
+		r.Header.Del("Authorization")
+	}
 	resp, err := t.base.RoundTrip(r)
 	if err != nil {
 		return nil, err

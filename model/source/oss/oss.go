@@ -33,8 +33,7 @@ import (
 	"github.com/shoal-project/shoal/model/source"
 )
 
-// Config says which objects are the model. Bucket, Credentials, and one of Endpoint and Region are
-// needed.
+// Config says which objects are the model. Bucket, and one of Endpoint and Region, are needed.
 type Config struct {
 	// Endpoint is a host such as "oss-cn-hangzhou-internal.aliyuncs.com", of https where it names no
 	// scheme. Empty means the public one of Region.
@@ -50,7 +49,8 @@ type Config struct {
 	// Files choose among the keys below Path; all are taken where they are empty, names that begin
 	// with a dot too.
 	Files source.Globs
-	// Credentials is asked before every request, so that renewed ones are used as soon as they are there.
+	// Credentials is asked before every request, so that renewed ones are used as soon as they are there. Nil
+	// reads as anybody may.
 	Credentials func() (Credentials, error)
 	// Insecure allows an Endpoint of http: the model's bytes and STS tokens then pass in the clear.
 	Insecure bool
@@ -115,8 +115,12 @@ type object struct {
 // New checks the configuration and the credentials at hand; it sends nothing.
 func New(cfg Config) (*Source, error) {
 	cfg.setDefaults()
-	if cfg.Bucket == "" || cfg.Credentials == nil {
-		return nil, errors.New("OSS: a bucket and credentials are needed")
+	if cfg.Bucket == "" {
+		return nil, errors.New("OSS: a bucket is needed")
+	}
+	anonymous := cfg.Credentials == nil
+	if anonymous { // the SDK signs everything; the transport takes it off
+		cfg.Credentials = func() (Credentials, error) { return Credentials{AccessKeyID: "nobody", AccessKeySecret: "nothing"}, nil }
 	}
 	if err := sdk.CheckBucketName(cfg.Bucket); err != nil {
 		return nil, fmt.Errorf("OSS: %w", err)
@@ -148,7 +152,7 @@ func New(cfg Config) (*Source, error) {
 	client, err := sdk.New(endpoint, "", "",
 		sdk.AuthVersion(sdk.AuthV4), sdk.Region(region),
 		sdk.SetCredentialsProvider(provider{cfg.Credentials}),
-		sdk.HTTPClient(&http.Client{Transport: transport{base}}),
+		sdk.HTTPClient(&http.Client{Transport: transport{base, anonymous}}),
 		sdk.EnableCRC(false), // it would only see whole GETs
 		sdk.UserAgent("shoal"))
 	if err != nil {

@@ -644,7 +644,6 @@ func TestNewRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Config){
 		"no bucket":          func(c *Config) { c.Bucket = "" },
 		"no bucket's name":   func(c *Config) { c.Bucket = "A/b" },
-		"no credentials":     func(c *Config) { c.Credentials = nil },
 		"an odd pattern":     func(c *Config) { c.Files.Include = []string{"["} },
 		"a path that climbs": func(c *Config) { c.Path = "/a/../b" },
 		"failing credentials": func(c *Config) {
@@ -671,4 +670,31 @@ func FuzzRefusal(f *testing.F) {
 			t.Errorf("a refusal is told as %q", text)
 		}
 	})
+}
+
+// recorder remembers the Authorization of the last request and answers none.
+type recorder struct{ authorization string }
+
+func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	r.authorization = req.Header.Get("Authorization")
+	return nil, errors.New("nobody answers")
+}
+
+// TestAnonymous: without credentials nothing is signed.
+func TestAnonymous(t *testing.T) {
+	for _, find := range []func() (Credentials, error){nil, func() (Credentials, error) {
+		return Credentials{AccessKeyID: "id", AccessKeySecret: "secret"}, nil
+	}} {
+		seen := &recorder{}
+		s, err := New(Config{Bucket: "models", Region: "cn-hangzhou", Credentials: find, Transport: seen, Retry: retry.Policy{Tries: 1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.List(t.Context()); err == nil {
+			t.Error("a list without an answer")
+		}
+		if signed := seen.authorization != ""; signed != (find != nil) {
+			t.Errorf("credentials %v, Authorization %q", find != nil, seen.authorization)
+		}
+	}
 }
