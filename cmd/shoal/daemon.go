@@ -41,20 +41,34 @@ type daemon struct {
 
 	log     *slog.Logger
 	metrics *prometheus.Registry
-	bundle  *certs.Bundle // nil with --plaintext
-	status  func() any    // what /status answers; nil: there is none
+	gather  prometheus.Gatherer // what /metrics answers; nil: metrics
+	bundle  *certs.Bundle       // nil with --plaintext
+	status  func() any          // what /status answers; nil: there is none
 }
 
+// register gives cmd the flags of one that serves others in the region, and has an identity for that.
 func (d *daemon) register(cmd *cobra.Command, listen string) {
 	f := cmd.Flags()
 	f.StringVar(&d.listen, "listen", listen, "IP:PORT to listen on; port 0 takes a free one, which is logged")
-	f.StringVar(&d.admin, "admin", "127.0.0.1:0", "IP:PORT of /metrics, /status, /healthz and /readyz, in plain HTTP")
 	f.StringVar(&d.certs, "certs", "", "folder with ca.crt, tls.crt and tls.key (shoal certs issue)")
 	f.BoolVar(&d.plaintext, "plaintext", false, "speak without TLS and serve everyone: for trials only")
+	cmd.MarkFlagsMutuallyExclusive("certs", "plaintext")
+	d.registerBasics(cmd)
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := d.setup(cmd); err != nil {
+			return err
+		}
+		return d.identity()
+	}
+}
+
+// registerBasics gives cmd the flags of everything that runs for long.
+func (d *daemon) registerBasics(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&d.admin, "admin", "127.0.0.1:0", "IP:PORT of /metrics, /status, /healthz and /readyz, in plain HTTP")
 	f.StringVar(&d.config, "config", "", "YAML file with the values of flags, by their names")
 	f.BoolVar(&d.pprof, "pprof", false, "answer /debug/pprof (profiles of CPU and memory) on --admin too")
 	f.BoolVar(&d.verbose, "verbose", false, "log requests and library messages too")
-	cmd.MarkFlagsMutuallyExclusive("certs", "plaintext")
 	cmd.Long += `
 
 Each flag can also be given as the environment variable SHOAL_<FLAG> or in the file of --config; a
@@ -62,7 +76,7 @@ flag wins over the environment, and that over the file. SIGTERM lets requests un
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return d.setup(cmd) }
 }
 
-// setup reads what flags do not say and loads the certificates.
+// setup reads what flags do not say.
 func (d *daemon) setup(cmd *cobra.Command) error {
 	if err := fillFlags(cmd.Flags(), os.LookupEnv); err != nil {
 		return err
@@ -74,6 +88,11 @@ func (d *daemon) setup(cmd *cobra.Command) error {
 	d.log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level})).With("component", d.name)
 	d.metrics = prometheus.NewRegistry()
 	d.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return nil
+}
+
+// identity loads the certificates.
+func (d *daemon) identity() error {
 	switch {
 	case d.plaintext:
 		d.log.Warn("TLS is off: everyone who reaches the port is served")
@@ -160,7 +179,11 @@ func (d *daemon) serveAdmin(ctx context.Context, ready func() error) error {
 		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
-	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics, promhttp.HandlerOpts{}))
+	gather := d.gather
+	if gather == nil {
+		gather = d.metrics
+	}
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gather, promhttp.HandlerOpts{}))
 	if d.status != nil {
 		mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")

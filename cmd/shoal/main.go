@@ -34,7 +34,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	cmd.AddCommand(pushCommand(), pullCommand(), copyCommand(), inspectCommand(), certsCommand(),
-		mirrorCommand(), trackerCommand(), peerCommand(), desiredCommand(), warmCommand(), residencyCommand(), demoCommand(),
+		mirrorCommand(), trackerCommand(), peerCommand(), controllerCommand(), desiredCommand(), warmCommand(), residencyCommand(), demoCommand(),
 		applyCommand(), statusCommand(), explainCommand())
 	return cmd
 }
