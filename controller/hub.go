@@ -252,27 +252,34 @@ func (h *Hub) observe(ctx context.Context, md *v1alpha1.ModelDistribution) (obse
 	return o, h.observeClusters(ctx, md, &o)
 }
 
-// rivalOf is the earlier object of the same model and version with another source: one that is packed, else the older
-// one.
+// rivalOf is the object that was first with the model and version of md, where its bytes are others; "" for none.
 func rivalOf(md *v1alpha1.ModelDistribution, all []v1alpha1.ModelDistribution) string {
-	if md.Status.Digest != "" {
+	first := md
+	for i := range all {
+		if other := &all[i]; sameVersion(other, md) && other.DeletionTimestamp.IsZero() && before(other, first) {
+			first = other
+		}
+	}
+	if md.Status.Digest != "" || sameSource(first, md) {
 		return ""
 	}
-	for i := range all {
-		other := &all[i]
-		if other.UID == md.UID || !sameVersion(other, md) || !other.DeletionTimestamp.IsZero() || sourceIdentity(&other.Spec.ModelSource) == sourceIdentity(&md.Spec.ModelSource) && other.Namespace == md.Namespace {
-			continue
-		}
-		if sourceIdentity(&other.Spec.ModelSource) == sourceIdentity(&md.Spec.ModelSource) && other.Spec.ModelSource.PVC == nil {
-			continue // a claim's name means another volume in another namespace; all else is the same everywhere
-		}
-		earlier := other.CreationTimestamp.Before(&md.CreationTimestamp) ||
-			other.CreationTimestamp.Equal(&md.CreationTimestamp) && other.UID < md.UID
-		if other.Status.Digest != "" || earlier {
-			return other.Namespace + "/" + other.Name
-		}
+	return first.Namespace + "/" + first.Name
+}
+
+// before reports whether a was there first: one that is packed, else the older one.
+func before(a, b *v1alpha1.ModelDistribution) bool {
+	if packedA, packedB := a.Status.Digest != "", b.Status.Digest != ""; packedA != packedB {
+		return packedA
 	}
-	return ""
+	if !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		return a.CreationTimestamp.Before(&b.CreationTimestamp)
+	}
+	return a.UID < b.UID
+}
+
+// sameSource reports whether two objects have the same bytes. A claim's name is another volume in another namespace.
+func sameSource(a, b *v1alpha1.ModelDistribution) bool {
+	return sourceIdentity(&a.Spec.ModelSource) == sourceIdentity(&b.Spec.ModelSource) && (a.Spec.ModelSource.PVC == nil || a.Namespace == b.Namespace)
 }
 
 // act begins what is to be done and ends what is not wanted any more.
