@@ -27,14 +27,18 @@ import (
 	"github.com/shoal-project/shoal/api/v1alpha1"
 	"github.com/shoal-project/shoal/controller"
 	"github.com/shoal-project/shoal/controller/clusters"
+	"github.com/shoal-project/shoal/internal/certs"
 	"github.com/shoal-project/shoal/internal/retry"
 	"github.com/shoal-project/shoal/model"
 	"github.com/shoal-project/shoal/model/source"
 	"github.com/shoal-project/shoal/model/source/oss"
+	"github.com/shoal-project/shoal/tracker/client"
 )
 
 type controllerFlags struct {
 	daemon
+	hub             bool
+	tracker         string
 	dir, kubeconfig string
 	namespace       string
 	cluster, region string
@@ -49,14 +53,23 @@ func controllerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "controller",
 		Short: "Run the control plane: from a ModelDistribution to registries and clusters",
-		Long: `Run the control plane of the hub. It packs the models that ModelDistributions describe, brings the images
-to their registries, and gives every chosen cluster a ModelReplica. It talks to the API server of
---kubeconfig, else of the cluster in which it runs.`,
-		Example: "  shoal controller --dir /var/lib/shoal --kubeconfig ~/.kube/config",
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runController(cmd.Context(), &f) },
+		Long: `Run the control plane: the hub's part, the member's, or both, as in a single cluster. It talks to the API
+server of --kubeconfig, else of the cluster in which it runs.
+
+The hub packs the models that ModelDistributions describe, brings the images to their registries, and gives
+every chosen cluster a ModelReplica. A member, which --tracker makes it, gives Pods the volumes of its
+ModelReplicas, tells the region's tracker which nodes should hold them, and writes down which do.`,
+		Example: `  shoal controller --dir /var/lib/shoal --tracker https://tracker:7070 --certs /etc/shoal/certs
+  shoal controller --hub=false --tracker https://tracker:7070 --certs /etc/shoal/certs`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runController(cmd.Context(), &f) },
 	}
 	fl := cmd.Flags()
+	fl.BoolVar(&f.hub, "hub", true, "serve ModelDistributions: this is the hub")
+	fl.StringVar(&f.tracker, "tracker", "", "address of the region's tracker, https://HOST:PORT: serve ModelReplicas, this is a member")
+	fl.StringVar(&f.certs, "certs", "", "folder with ca.crt, tls.crt and tls.key of the role controller (shoal certs issue), for the tracker")
+	fl.BoolVar(&f.plaintext, "plaintext", false, "speak without TLS to the tracker: for trials only")
+	cmd.MarkFlagsMutuallyExclusive("certs", "plaintext")
 	fl.StringVar(&f.dir, "dir", "", "folder for what a killed packing goes on from")
 	fl.StringVar(&f.kubeconfig, "kubeconfig", "", "kubeconfig of the hub's API server (default: the cluster in which it runs)")
 	fl.StringVar(&f.namespace, "namespace", "shoal-system", "namespace in which the controller runs: of its lease, and of the Secrets that name clusters")
@@ -73,8 +86,11 @@ to their registries, and gives every chosen cluster a ModelReplica. It talks to 
 }
 
 func runController(ctx context.Context, f *controllerFlags) error {
-	if f.dir == "" {
-		return errors.New("--dir is needed")
+	switch {
+	case !f.hub && f.tracker == "":
+		return errors.New("nothing to do: --hub=false makes it no hub, and without --tracker it is no member")
+	case f.hub && f.dir == "":
+		return errors.New("--dir is needed: a hub keeps there what a killed packing goes on from")
 	}
 	reach, err := parseReach(f.reach)
 	if err != nil {
@@ -96,16 +112,31 @@ func runController(ctx context.Context, f *controllerFlags) error {
 	if err != nil {
 		return err
 	}
-	inventory, err := f.inventory(ctx, mgr)
-	if err != nil {
-		return err
+	if f.hub {
+		inventory, err := f.inventory(ctx, mgr)
+		if err != nil {
+			return err
+		}
+		err = controller.AddHub(mgr, controller.HubConfig{ //nolint:contextcheck // it runs as long as the manager
+			Clusters: inventory, Sources: openSource(reach), Reach: reach, StateDir: filepath.Join(f.dir, "packs"),
+			Packs: f.packs, Copies: f.copies, Recheck: f.recheck, Log: f.log,
+		})
+		if err != nil {
+			return err
+		}
 	}
-	err = controller.AddHub(mgr, controller.HubConfig{ //nolint:contextcheck // it runs as long as the manager
-		Clusters: inventory, Sources: openSource(reach), Reach: reach, StateDir: filepath.Join(f.dir, "packs"),
-		Packs: f.packs, Copies: f.copies, Recheck: f.recheck, Log: f.log,
-	})
-	if err != nil {
-		return err
+	if f.tracker != "" {
+		if err := f.identity(); err != nil {
+			return err
+		}
+		region, err := client.New(client.Config{URL: f.tracker, TLS: f.client(certs.Tracker)})
+		if err != nil {
+			return err
+		}
+		defer region.Close()
+		if err := controller.AddMember(mgr, controller.MemberConfig{Tracker: region, Log: f.log}); err != nil {
+			return err
+		}
 	}
 	f.gather = metrics.Registry // the manager's, those of the Go runtime and the process included
 	group, ctx := errgroup.WithContext(ctx)

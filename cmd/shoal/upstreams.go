@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/prometheus/client_golang/prometheus"
+	"oras.land/oras-go/v2/registry/remote/auth"
 	"sigs.k8s.io/yaml"
 
 	"github.com/shoal-project/shoal/internal/acr"
@@ -103,6 +105,18 @@ type acrEntry struct {
 	Endpoint string `json:"endpoint"`
 }
 
+// byNameToo finds the credentials for a registry's address, else those for its name: a pull secret is usually made for
+// the name in image references.
+func byNameToo(find auth.CredentialFunc, host, name string) auth.CredentialFunc {
+	return func(ctx context.Context, asked string) (auth.Credential, error) {
+		found, err := find(ctx, asked)
+		if err == nil && found == auth.EmptyCredential && asked == host {
+			return find(ctx, name)
+		}
+		return found, err
+	}
+}
+
 const upstreamFileHelp = `YAML file of registries that may be read:
   upstreams:
   - name: reg.example.com                          # as in image references
@@ -162,13 +176,13 @@ func (e upstreamEntry) open(reg prometheus.Registerer) (up mirror.Upstream, logi
 			return up, nil, fmt.Errorf("rate %q: want bytes a second, such as 200MiB", e.Rate)
 		}
 	}
+	host, _, _ := strings.Cut(up.Registry, "/")
 	switch {
 	case e.Credentials != "" && e.ACR != nil:
 		return up, nil, errors.New("credentials and acr exclude each other: give one")
 	case e.Credentials != "":
-		up.Credential = registry.SecretFile(e.Credentials)
+		up.Credential = byNameToo(registry.SecretFile(e.Credentials), host, e.Name)
 	case e.ACR != nil:
-		host, _, _ := strings.Cut(up.Registry, "/")
 		if login, err = e.ACR.open(host, prometheus.WrapRegistererWith(prometheus.Labels{"upstream": e.Name}, reg)); err != nil {
 			return up, nil, fmt.Errorf("acr: %w", err)
 		}

@@ -264,8 +264,12 @@ func (s *server) secret(t *testing.T, name, kind string, data map[string]string)
 
 func (s *server) pushSecret(t *testing.T, name, user, password string) {
 	t.Helper()
-	s.secret(t, name, "kubernetes.io/dockerconfigjson", map[string]string{".dockerconfigjson": fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`,
-		hangzhou, base64.StdEncoding.EncodeToString([]byte(user+":"+password)))})
+	s.secret(t, name, "kubernetes.io/dockerconfigjson", map[string]string{".dockerconfigjson": dockerConfig(user, password)})
+}
+
+// dockerConfig is a docker configuration for the first registry.
+func dockerConfig(user, password string) string {
+	return fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, hangzhou, base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
 }
 
 // apply gives an object to kubectl.
