@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,16 +19,16 @@ import (
 func (s *surroundings) join(name, region string, member *server) {
 	s.t.Helper()
 	member.kubectl(s.t, "apply", "-f", filepath.Join(examples, "member.yaml"))
-	token := strings.TrimSpace(member.kubectl(s.t, "create", "token", "shoal-hub", "-n", shoalNS, "--duration=1h"))
-	config := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
-clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}], users: [{name: u, user: {token: %s}}]}`,
-		member.control.Config().Host, authority(s.t, member), token)
+	config, err := os.ReadFile(member.as(s.t, "shoal-hub"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
 	s.server.apply(s.t, map[string]any{
 		"apiVersion": "v1", "kind": "Secret",
 		"metadata": map[string]any{"name": name, "namespace": shoalNS, "labels": map[string]string{
 			"sigs.k8s.io/multicluster-runtime-kubeconfig": "true", "shoal.dev/region": region,
 		}},
-		"stringData": map[string]string{"kubeconfig": config},
+		"stringData": map[string]string{"kubeconfig": string(config)},
 	})
 }
 
@@ -87,7 +88,6 @@ func clusterOf(md *v1alpha1.ModelDistribution, name string) v1alpha1.ClusterStat
 func TestMembers(t *testing.T) {
 	s := newSurroundings(t)
 	a, b := newServer(t), newServer(t)
-	s.server.kubectl(t, "create", "namespace", shoalNS)
 	files := modelFiles(1, 5<<20)
 	s.put(folder, files)
 	s.start("--cluster-name", "hub", "--region", "cn-hangzhou")

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -62,6 +63,7 @@ type surroundings struct {
 	ossBad func(*http.Request) osstest.Fault
 
 	binary, dir string
+	account     string // kubeconfig of the controller's own account, which has the least rights
 }
 
 func newSurroundings(t *testing.T) *surroundings {
@@ -89,6 +91,8 @@ func newSurroundings(t *testing.T) *surroundings {
 		}
 		return registryserver.Fault{Status: http.StatusUnauthorized, Header: http.Header{"Www-Authenticate": {challenge}}}
 	})
+	s.server.kubectl(t, "apply", "-f", filepath.Join(examples, "hub.yaml"))
+	s.account = s.server.as(t, "shoal-controller")
 	s.server.secret(t, "access", "Opaque", map[string]string{"akId": accessKey, "akSecret": accessPass})
 	s.server.pushSecret(t, "push-secret", pushUser, pushPass)
 	return s
@@ -188,7 +192,7 @@ type hub struct {
 // start runs the controller until the test ends.
 func (s *surroundings) start(flags ...string) *hub {
 	s.t.Helper()
-	args := append([]string{"controller", "--dir", s.dir, "--kubeconfig", s.server.kubeconfig, "--admin", "127.0.0.1:0", "--recheck", "2s"}, s.reach...)
+	args := append([]string{"controller", "--dir", s.dir, "--kubeconfig", s.account, "--admin", "127.0.0.1:0", "--recheck", "2s"}, s.reach...)
 	cmd := exec.CommandContext(s.t.Context(), s.binary, append(args, flags...)...)
 	cmd.Env = append(os.Environ(), "ALIBABA_CLOUD_ACCESS_KEY_ID="+accessKey, "ALIBABA_CLOUD_ACCESS_KEY_SECRET="+accessPass, "HOME="+s.dir)
 	cmd.WaitDelay = 10 * time.Second
@@ -260,6 +264,17 @@ func (s *server) secret(t *testing.T, name, kind string, data map[string]string)
 		"type": kind, "stringData": data,
 	}
 	s.apply(t, object)
+}
+
+// as returns the file of a kubeconfig for an account of Shoal's namespace.
+func (s *server) as(t *testing.T, account string) string {
+	t.Helper()
+	token := strings.TrimSpace(s.kubectl(t, "create", "token", account, "-n", shoalNS, "--duration=1h"))
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	writeFile(t, file, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
+clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}], users: [{name: u, user: {token: %s}}]}`,
+		s.control.Config().Host, authority(t, s), token))
+	return file
 }
 
 func (s *server) pushSecret(t *testing.T, name, user, password string) {

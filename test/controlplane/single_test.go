@@ -69,7 +69,6 @@ func (s *surroundings) shoal(args ...string) {
 // disks of the nodes that are chosen, with a PVC for Pods; a cluster that joins then changes nothing here.
 func TestSingleCluster(t *testing.T) {
 	s := newSurroundings(t)
-	s.server.kubectl(t, "create", "namespace", shoalNS)
 	files := modelFiles(1, 20<<20)
 	s.put(folder, files)
 	dir := t.TempDir()
