@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -325,8 +326,11 @@ func TestRegistryFaults(t *testing.T) {
 // TestKilled: a controller that is killed in the middle of a packing goes on where it was.
 func TestKilled(t *testing.T) {
 	s := newSurroundings(t)
-	const shard = 64 << 20
-	files := modelFiles(1, shard)
+	shard := int64(64 << 20)
+	if mib, err := strconv.Atoi(os.Getenv("SHOAL_TEST_SHARD_MIB")); err == nil { // for a figure to quote
+		shard = int64(mib) << 20
+	}
+	files := modelFiles(1, int(shard))
 	s.put(folder, files)
 	// The first three quarters of each shard pass; the rest waits until the first controller is dead.
 	gate := make(chan struct{})
