@@ -50,10 +50,10 @@ generated:
 	{ echo "run: make generate"; exit 1; }
 
 unit:
-	go test ./...
+	go test -timeout 15m ./...
 
 # The race detector needs cgo; the packages with the most concurrency pay for it.
-RACE := ./tracker/... ./peer/... ./mirror/... ./swarm/... ./internal/registry/... ./model/source/oss
+RACE := ./tracker/... ./peer/... ./mirror/... ./swarm/... ./controller/... ./internal/registry/... ./internal/acr/...
 race:
 	@if command -v $${CC:-cc} >/dev/null; then CGO_ENABLED=1 go test -race -short $(RACE); \
 	else echo "no C compiler: the race detector is skipped (apt-get install gcc)"; fi
@@ -119,7 +119,7 @@ e2e: tools
 # make test-controlplane ARGS="-run TestAPI/Specs -v"
 .PHONY: test-controlplane
 test-controlplane: tools
-	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -timeout 10m -count 1 ./test/controlplane $(ARGS)
+	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -timeout 20m -count 1 ./test/controlplane $(ARGS)
 
 # The reads of the OCI distribution conformance suite against a mirror and a node's endpoint. Needs no root.
 .PHONY: conformance
