@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -81,7 +80,7 @@ type packer struct {
 
 	layers   []Layer
 	groups   [][]File
-	previous map[string][]Layer // by the first member's path
+	previous *earlier
 
 	reused     atomic.Int64
 	read, sent atomic.Int64
@@ -124,7 +123,12 @@ func (p *packer) pack(ctx context.Context, cfg PackConfig) (*PackResult, error) 
 	for _, l := range p.layers {
 		p.size += l.Size
 	}
-	if err := p.loadPrevious(ctx, append([]string{cfg.Tag}, cfg.Previous...)); err != nil {
+	// Failing to read an earlier image costs an upload, not the pack.
+	p.previous, err = readEarlier(ctx, p.target, append([]string{cfg.Tag}, cfg.Previous...), func(reference string, err error) error {
+		p.log.Debug("no layers reused", "reference", reference, "error", err)
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	layers, err := p.packLayers(ctx, cfg.Parallel)
@@ -201,53 +205,6 @@ func (p *packer) publish(ctx context.Context, docs *documents, tag string) error
 		return err
 	}
 	return p.target.Tag(ctx, docs.index.desc, tag)
-}
-
-// loadPrevious collects the layers of earlier images. Failing to read one costs an upload, not the
-// pack.
-func (p *packer) loadPrevious(ctx context.Context, references []string) error {
-	p.previous = make(map[string][]Layer)
-	for _, reference := range references {
-		image, err := Resolve(ctx, p.target, reference)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			p.log.Debug("no layers reused", "reference", reference, "error", err)
-			continue
-		}
-		for _, l := range image.Layers {
-			first := l.Members[0].Path
-			p.previous[first] = append(p.previous[first], l)
-		}
-	}
-	return nil
-}
-
-// reusable returns the layer of an earlier image that has exactly the files of layer i, if the
-// registry has both of its blobs.
-func (p *packer) reusable(ctx context.Context, i int) (Layer, bool, error) {
-	for _, old := range p.previous[p.groups[i][0].Path] {
-		if !slices.EqualFunc(p.groups[i], old.Members, sameContent) {
-			continue
-		}
-		if ok, err := p.inRegistry(ctx, old); err != nil || ok {
-			return old, ok, err
-		}
-	}
-	return Layer{}, false, nil
-}
-
-func (p *packer) inRegistry(ctx context.Context, l Layer) (bool, error) {
-	for _, desc := range []ocispec.Descriptor{
-		{MediaType: ocispec.MediaTypeImageLayer, Digest: l.Digest, Size: l.Size},
-		hashLayerDescriptor(l),
-	} {
-		if ok, err := p.target.Exists(ctx, desc); err != nil || !ok {
-			return false, err
-		}
-	}
-	return true, nil
 }
 
 // learn hands the checksums of a packed layer to a source that keeps them.

@@ -10,7 +10,7 @@ import (
 
 // packLayer brings layer i into the registry, by the cheapest way there is.
 func (p *packer) packLayer(ctx context.Context, i int) (Layer, error) {
-	if old, ok, err := p.reusable(ctx, i); err != nil || ok {
+	if old, ok, err := p.previous.find(ctx, p.groups[i]); err != nil || ok {
 		if ok {
 			p.reused.Add(1)
 			p.progress(i, old.Size, true)
@@ -22,7 +22,7 @@ func (p *packer) packLayer(ctx context.Context, i int) (Layer, error) {
 		return Layer{}, err
 	}
 	if done := state.saved.Done; done != nil {
-		ok, err := p.inRegistry(ctx, *done)
+		ok, err := inRepository(ctx, p.target, *done)
 		if err != nil {
 			return Layer{}, err
 		}
