@@ -38,6 +38,9 @@ func (a *access) secret(ctx context.Context, namespace, name string) (map[string
 	if apierrors.IsNotFound(err) {
 		return nil, &secretError{fmt.Errorf("there is no Secret %s in namespace %s: create it, the rest goes on by itself", name, namespace)}
 	}
+	if apierrors.IsForbidden(err) {
+		return nil, &secretError{fmt.Errorf("the Secret %s in namespace %s may not be read: the right to get secrets there is needed: %w", name, namespace, err)}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)
 	}

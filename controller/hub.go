@@ -350,12 +350,17 @@ func (h *Hub) previous(ctx context.Context, md *v1alpha1.ModelDistribution, to p
 	if err := h.client.List(ctx, &list); err != nil {
 		return nil, err
 	}
-	slices.SortFunc(list.Items, func(a, b v1alpha1.ModelDistribution) int { // the newest first
+	return previousTags(md, list.Items, to), nil
+}
+
+// previousTags are those of other versions among all, the newest first.
+func previousTags(md *v1alpha1.ModelDistribution, all []v1alpha1.ModelDistribution, to place) []string {
+	all = slices.SortedFunc(slices.Values(all), func(a, b v1alpha1.ModelDistribution) int {
 		return b.CreationTimestamp.Compare(a.CreationTimestamp.Time)
 	})
 	var tags []string
-	for i := range list.Items {
-		other := &list.Items[i]
+	for i := range all {
+		other := &all[i]
 		if other.UID == md.UID || other.Status.Digest == "" {
 			continue
 		}
@@ -365,7 +370,7 @@ func (h *Hub) previous(ctx context.Context, md *v1alpha1.ModelDistribution, to p
 			}
 		}
 	}
-	return tags, nil
+	return tags
 }
 
 // maxPrevious is how many earlier versions are looked through for layers.

@@ -154,13 +154,7 @@ func plan(spec *v1alpha1.ModelDistributionSpec, o observed) todo {
 // packInto chooses the registry that the model is packed into: one of the source's region, else the first. One that
 // fails is passed over for the next.
 func packInto(o observed) int {
-	order := make([]int, len(o.places))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(a, b int) int {
-		return cmp.Compare(o.distance(a, o.sourceRegion), o.distance(b, o.sourceRegion))
-	})
+	order := packOrder(o)
 	if len(order) == 0 {
 		return -1
 	}
@@ -169,6 +163,18 @@ func packInto(o observed) int {
 		tries = o.packing.Tries
 	}
 	return order[tries%len(order)]
+}
+
+// packOrder has the registries in the order in which they are tried for the packing.
+func packOrder(o observed) []int {
+	order := make([]int, len(o.places))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Compare(o.distance(a, o.sourceRegion), o.distance(b, o.sourceRegion))
+	})
+	return order
 }
 
 // distance is 0 for a registry of region, 1 for another.
