@@ -201,33 +201,47 @@ func parseDistribution(text []byte) (*unstructured.Unstructured, error) {
 
 // apply sends one object and says what became of it: created, configured or unchanged.
 func (f *applyFlags) apply(ctx context.Context, h *hub, o *unstructured.Unstructured) (string, error) {
-	objects := h.distributions.Namespace(o.GetNamespace())
-	before, err := objects.Get(ctx, o.GetName(), metav1.GetOptions{})
-	if err != nil && !isNoObject(err) {
+	before, after, err := h.send(ctx, o, f.force, f.dryRun)
+	if err != nil {
 		return "", worded(err)
 	}
-	created := err != nil
+	return changed(before, after), nil
+}
+
+// send applies o, and returns what there was before, nil for nothing, and what there is then. The error is the API
+// server's.
+func (h *hub) send(ctx context.Context, o *unstructured.Unstructured, force, dryRun bool) (before, after *unstructured.Unstructured, err error) {
+	objects := h.distributions.Namespace(o.GetNamespace())
+	before, err = objects.Get(ctx, o.GetName(), metav1.GetOptions{})
+	if isNoObject(err) {
+		before = nil
+	} else if err != nil {
+		return nil, nil, err
+	}
 	raw, err := o.MarshalJSON()
 	if err != nil {
-		return "", err
+		return nil, nil, err
 	}
 	options := metav1.PatchOptions{FieldManager: fieldManager, FieldValidation: metav1.FieldValidationStrict}
-	if f.force {
+	if force {
 		options.Force = new(true)
 	}
-	if f.dryRun {
+	if dryRun {
 		options.DryRun = []string{metav1.DryRunAll}
 	}
-	after, err := objects.Patch(ctx, o.GetName(), types.ApplyPatchType, raw, options)
+	after, err = objects.Patch(ctx, o.GetName(), types.ApplyPatchType, raw, options)
+	return before, after, err
+}
+
+// changed says what became of an object: created, configured or unchanged.
+func changed(before, after *unstructured.Unstructured) string {
 	switch {
-	case err != nil:
-		return "", worded(err)
-	case created:
-		return "created", nil
+	case before == nil:
+		return "created"
 	case equality.Semantic.DeepEqual(wanted(before), wanted(after)):
-		return "unchanged", nil
+		return "unchanged"
 	}
-	return "configured", nil
+	return "configured"
 }
 
 // wanted is o without what changes of itself.

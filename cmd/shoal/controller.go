@@ -76,7 +76,7 @@ ModelReplicas, tells the region's tracker which nodes should hold them, and writ
 	fl.StringVar(&f.cluster, "cluster-name", "hub", "name of the hub as one of the clusters that get models; empty: it gets none")
 	fl.StringVar(&f.region, "region", "", "region of the hub: it pulls from the registry of that region")
 	fl.BoolVar(&f.leaderElect, "leader-elect", false, "wait until no other controller leads: for more than one replica")
-	fl.StringArrayVar(&f.reach, "reach", nil, "HOST[:PORT]=http(s)://HOST[:PORT]: where a registry, OSS or ACR's OpenAPI is reached instead; may be given again")
+	fl.StringArrayVar(&f.reach, "reach", nil, reachHelp)
 	fl.IntVar(&f.packs, "packs", 2, "models that are packed at once")
 	fl.IntVar(&f.copies, "copies", 8, "copies from registry to registry at once")
 	fl.DurationVar(&f.recheck, "recheck", 10*time.Minute, "how often registries that have an image are asked again")
@@ -161,6 +161,8 @@ func (f *controllerFlags) inventory(ctx context.Context, mgr ctrl.Manager) (*clu
 	}
 	return inventory, mgr.Add(manager.RunnableFunc(inventory.Run))
 }
+
+const reachHelp = "HOST[:PORT]=http(s)://HOST[:PORT]: where a registry, OSS or ACR's OpenAPI is reached instead; may be given again"
 
 // parseReach reads the values of --reach.
 func parseReach(args []string) (map[string]string, error) {

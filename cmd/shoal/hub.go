@@ -40,6 +40,7 @@ func (f *hubFlags) register(cmd *cobra.Command) {
 
 // hub is the cluster in which ModelDistributions are written and followed.
 type hub struct {
+	config        *rest.Config
 	distributions dynamic.NamespaceableResourceInterface
 	namespace     string // of what names none
 	given         bool   // whether the user named it, and other namespaces are a mistake
@@ -68,6 +69,7 @@ func (f *hubFlags) open(stderr io.Writer) (*hub, error) {
 		return nil, err
 	}
 	return &hub{
+		config:        config,
 		distributions: client.Resource(v1alpha1.GroupVersion().WithResource("modeldistributions")),
 		namespace:     namespace, given: f.namespace != "",
 	}, nil
@@ -96,9 +98,14 @@ func (h *hub) get(ctx context.Context, s selection) (*v1alpha1.ModelDistribution
 	return distribution(o)
 }
 
+// find returns what s selects, or the API server's error.
+func (h *hub) find(ctx context.Context, s selection) (*unstructured.UnstructuredList, error) {
+	return h.distributions.Namespace(s.namespace).List(ctx, s.options())
+}
+
 // list returns what s selects, by namespace and name, and the version of the list for a watch.
 func (h *hub) list(ctx context.Context, s selection) (all []*v1alpha1.ModelDistribution, version string, err error) {
-	found, err := h.distributions.Namespace(s.namespace).List(ctx, s.options())
+	found, err := h.find(ctx, s)
 	if err != nil {
 		return nil, "", worded(err)
 	}

@@ -35,6 +35,6 @@ func root() *cobra.Command {
 	}
 	cmd.AddCommand(pushCommand(), pullCommand(), copyCommand(), inspectCommand(), certsCommand(),
 		mirrorCommand(), trackerCommand(), peerCommand(), controllerCommand(), desiredCommand(), warmCommand(), residencyCommand(), demoCommand(),
-		applyCommand(), statusCommand(), explainCommand())
+		planCommand(), applyCommand(), statusCommand(), explainCommand())
 	return cmd
 }
