@@ -198,7 +198,7 @@ func (o *outlook) foreseeClusters(t *v1alpha1.ClusterTargets, found nodesFound) 
 		o.note("the nodes of the kubeconfig's cluster cannot be listed: %v", found.err)
 		return
 	}
-	fitting := 0
+	fitting, disks := 0, 0
 	for _, n := range found.nodes {
 		if o.Source.Listed {
 			n.Message = tooSmall(n, o.Source.ImageBytes, c.Tier)
@@ -209,6 +209,9 @@ func (o *outlook) foreseeClusters(t *v1alpha1.ClusterTargets, found nodesFound) 
 		if n.Fits {
 			fitting++
 		}
+		if tooSmall(n, o.Source.ImageBytes, v1alpha1.TierDisk) == "" {
+			disks++
+		}
 		c.Nodes = append(c.Nodes, n)
 	}
 	slices.SortFunc(c.Nodes, func(a, b nodeOutlook) int { return strings.Compare(a.Name, b.Name) })
@@ -216,16 +219,14 @@ func (o *outlook) foreseeClusters(t *v1alpha1.ClusterTargets, found nodesFound) 
 	if n := t.PreloadConfig.Nodes; n != nil {
 		c.Wanted = min(c.Wanted, int(*n))
 	}
-	if o.Source.Listed && fitting < c.Wanted {
-		o.blocked("of the %d nodes that are to get it %d are large enough: choose others by preloadConfig.nodeSelector%s", c.Wanted, fitting, orDisk(c.Tier))
+	if !o.Source.Listed || fitting >= c.Wanted {
+		return
 	}
-}
-
-func orDisk(tier v1alpha1.Tier) string {
-	if tier == v1alpha1.TierMemory {
-		return ", or keep it on their disks alone by preloadConfig.tier Disk where these suffice"
+	advice := "choose others by preloadConfig.nodeSelector"
+	if disks >= c.Wanted {
+		advice += ", or keep it on their disks alone by preloadConfig.tier Disk"
 	}
-	return ""
+	o.blocked("only %d of the %d nodes that are to get it can hold it: %s", fitting, c.Wanted, advice)
 }
 
 // tierOf is where nodes hold it; the API server fills in Memory.

@@ -123,11 +123,19 @@ func TestForesee(t *testing.T) {
 		},
 		"one node of two is too small": {
 			toPlan(), surveyed(), twoNodes,
-			moved{Read: 4 * gib, By0: "copy", By1: "push", Send0: whole, Send1: shard, Nodes: 2, Wanted: 2, Fits: 1, InTheWay: 1}, "of the 2 nodes that are to get it 1 are large enough",
+			moved{Read: 4 * gib, By0: "copy", By1: "push", Send0: whole, Send1: shard, Nodes: 2, Wanted: 2, Fits: 1, InTheWay: 1}, "only 1 of the 2 nodes that are to get it can hold it",
 		},
 		"one node is enough": {
 			toPlan(func(md *v1alpha1.ModelDistribution) { md.Spec.Targets.Clusters.PreloadConfig.Nodes = new(int32(1)) }), surveyed(), twoNodes,
 			moved{Read: 4 * gib, By0: "copy", By1: "push", Send0: whole, Send1: shard, Nodes: 2, Wanted: 1, Fits: 1}, "",
+		},
+		"no memory is large enough, the disks are": {
+			toPlan(), surveyed(), nodesFound{nodes: []nodeOutlook{{Name: "a", DiskBytes: whole, MemoryBytes: gib}}},
+			moved{Read: 4 * gib, By0: "copy", By1: "push", Send0: whole, Send1: shard, Nodes: 1, Wanted: 1, InTheWay: 1}, "preloadConfig.tier Disk",
+		},
+		"a node that says nothing of itself": {
+			toPlan(), surveyed(), nodesFound{nodes: []nodeOutlook{{Name: "a"}}},
+			moved{Read: 4 * gib, By0: "copy", By1: "push", Send0: whole, Send1: shard, Nodes: 1, Wanted: 1, InTheWay: 1}, "only 0 of the 1 nodes that",
 		},
 		"the disk is enough": {
 			toPlan(func(md *v1alpha1.ModelDistribution) {
