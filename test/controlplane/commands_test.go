@@ -13,7 +13,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/shoal-project/shoal/api/v1alpha1"
 )
@@ -282,19 +281,7 @@ func (c *commands) watch(t *testing.T) {
 
 // watchForbidden: who may list, but not watch, is told so.
 func (c *commands) watchForbidden(t *testing.T) {
-	k, err := clientcmd.LoadFromFile(c.kubeconfig)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, user := range k.AuthInfos {
-		user.Impersonate = "reader"
-	}
-	file := filepath.Join(t.TempDir(), "reader.kubeconfig")
-	if err := clientcmd.WriteToFile(*k, file); err != nil {
-		t.Fatal(err)
-	}
-	c.kubectl(t, "create", "clusterrole", "reader", "--verb=get,list", "--resource=modeldistributions.ack.alibabacloud.com")
-	c.kubectl(t, "create", "clusterrolebinding", "reader", "--clusterrole=reader", "--user=reader")
+	file := c.as(t, "reader", "--verb=get,list", "--resource=modeldistributions.ack.alibabacloud.com")
 	c.says(t, "", "third", "status", "--kubeconfig", file)
 	c.fails(t, "", []string{`User "reader" cannot watch resource "modeldistributions"`}, "status", "--watch", "--kubeconfig", file)
 }
