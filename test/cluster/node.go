@@ -120,6 +120,11 @@ func (n *Node) Inside(argv ...string) []string {
 	return append([]string{"nsenter", "--target", strconv.Itoa(n.host.hold.Pid()), "--mount", "--net", "--"}, argv...)
 }
 
+// Proc is a name in /proc of what holds the node together: root/... are the node's files, ns/net its network.
+func (n *Node) Proc(name string) string {
+	return fmt.Sprintf("/proc/%d/%s", n.host.hold.Pid(), name)
+}
+
 // Start starts a program on the node, as a systemd unit of it would, and returns when ready has no error.
 func (n *Node) Start(ctx context.Context, name string, ready func(context.Context) error, argv ...string) (*Process, error) {
 	p := &Process{

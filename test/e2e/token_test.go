@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +26,9 @@ type tokens struct {
 	Issuer, Service string
 	Users           map[string]string   // passwords
 	May             map[string][]string // repositories
+
+	file   string // this, for the server
+	server *cluster.Process
 }
 
 const tokenPort = 5001
@@ -57,15 +61,34 @@ func (s *tokens) prepare(t *testing.T) (auth string) {
 func (s *tokens) start(t *testing.T, r *cluster.Registry) {
 	t.Helper()
 	s.Addr = fmt.Sprintf("%s:%d", r.Machine.IP, tokenPort)
+	s.file = filepath.Join(t.TempDir(), "tokens.json")
+	s.write(t)
+	var err error
+	if s.server, err = r.Machine.Start(within(t), "tokens", answers("http://"+s.Addr+"/token"), program(t, "./tokenapp"), s.file); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// revoke takes a repository away from a user.
+func (s *tokens) revoke(t *testing.T, user, repository string) {
+	t.Helper()
+	s.May[user] = slices.DeleteFunc(s.May[user], func(r string) bool { return r == repository })
+	s.write(t)
+	if err := s.server.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.server.Start(within(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *tokens) write(t *testing.T) {
+	t.Helper()
 	raw, err := json.Marshal(s)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(t.TempDir(), "tokens.json")
-	if err := os.WriteFile(file, raw, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.Machine.Start(within(t), "tokens", answers("http://"+s.Addr+"/token"), program(t, "./tokenapp"), file); err != nil {
+	if err := os.WriteFile(s.file, raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
