@@ -12,6 +12,7 @@ type metrics struct {
 	fillsEnded       *prometheus.CounterVec // by result
 	filling          prometheus.Gauge
 	staleTags        prometheus.Counter
+	pinned           prometheus.Gauge
 }
 
 func newMetrics() *metrics {
@@ -31,12 +32,13 @@ func newMetrics() *metrics {
 		fillsEnded:       counters("fills_ended_total", "Fills that ended, by result (ok, error, wrong_bytes).", "result"),
 		filling:          prometheus.NewGauge(prometheus.GaugeOpts{Name: name("fills_running"), Help: "Fills that are running."}),
 		staleTags:        counter("stale_tags_total", "Tags that were answered with the last known digest because upstream is down."),
+		pinned:           prometheus.NewGauge(prometheus.GaugeOpts{Name: name("pinned_blobs"), Help: "Blobs that desired models need, here or still to come: they are not removed."}),
 	}
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {
 	for _, c := range []prometheus.Collector{
-		m.upstreamBytes, m.upstreamRequests, m.sentBytes, m.requests, m.fills, m.fillsEnded, m.filling, m.staleTags,
+		m.upstreamBytes, m.upstreamRequests, m.sentBytes, m.requests, m.fills, m.fillsEnded, m.filling, m.staleTags, m.pinned,
 	} {
 		if err := r.Register(c); err != nil {
 			return err

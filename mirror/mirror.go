@@ -28,7 +28,7 @@ type Config struct {
 	// Upstreams are the registries that are mirrored; nothing else is reached through the mirror.
 	Upstreams []Upstream
 	// Quota is how many bytes the blobs may take, 0 as many as fit; KeepFree how many bytes of the
-	// file system stay free. The least recently used blobs go first.
+	// file system stay free. The least recently used blobs go first, those of desired models never.
 	Quota, KeepFree int64
 	// Parallel is how many ranges of one blob are read from upstream at once. 0 means 4: one
 	// connection over a long way is bounded by its window, not by the link.
@@ -49,6 +49,9 @@ type Config struct {
 	// SyncBytes is after how many bytes a fill is synced: at most these are read again after
 	// kill -9. 0 means 64 MiB, which costs a disk nothing and a 10 Gbit/s link 50 ms.
 	SyncBytes int64
+	// Tracker, where it is set, names the models that the region's nodes should hold: their blobs stay, over
+	// the quota's order. Nil means that no blob is more than another.
+	Tracker Tracker
 	// Identify tells who sent a request (certs.From). Nil serves everyone: for trials.
 	Identify func(*http.Request) (certs.Identity, bool)
 	// Registerer gets the metrics; nil means none.
@@ -168,7 +171,17 @@ func New(cfg Config) (*Mirror, error) {
 // Run runs the fills until ctx ends. They stop then, what they wrote is kept, and their readers are
 // told so.
 func (m *Mirror) Run(ctx context.Context) error {
+	if m.cfg.Tracker == nil {
+		if err := m.keep(ctx, nil); err != nil { // there may have been one when it last ran
+			return err
+		}
+		m.runner.run(ctx)
+		return nil
+	}
+	var following sync.WaitGroup
+	following.Go(func() { m.followDesired(ctx) })
 	m.runner.run(ctx)
+	following.Wait()
 	return nil
 }
 

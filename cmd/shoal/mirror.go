@@ -12,6 +12,7 @@ import (
 
 	"github.com/shoal-project/shoal/internal/certs"
 	"github.com/shoal-project/shoal/mirror"
+	"github.com/shoal-project/shoal/tracker/client"
 )
 
 type mirrorFlags struct {
@@ -19,6 +20,7 @@ type mirrorFlags struct {
 	dir       string
 	upstreams []string
 	file      string // more upstreams
+	tracker   string
 	quota     string
 	keepFree  string
 	parallel  int
@@ -39,6 +41,7 @@ many nodes ask for a blob, it is read from upstream once, verified, and kept.`,
 	cmd.Flags().StringVar(&f.dir, "dir", "", "folder for blobs and manifests (required)")
 	cmd.Flags().StringArrayVar(&f.upstreams, "upstream", nil, upstreamHelp)
 	cmd.Flags().StringVar(&f.file, "upstreams", "", upstreamFileHelp)
+	cmd.Flags().StringVar(&f.tracker, "tracker", "", "address of the region's tracker: the blobs of the models that it names as desired are kept, over the quota's order")
 	cmd.Flags().StringVar(&f.quota, "quota", "0", "bytes that blobs may take, such as 500GiB; 0 is what fits")
 	cmd.Flags().StringVar(&f.keepFree, "keep-free", "1GiB", "bytes of the file system that stay free")
 	cmd.Flags().IntVar(&f.parallel, "parallel", 0, "ranges of one blob that are read at once (0: a good default)")
@@ -79,6 +82,14 @@ func runMirror(ctx context.Context, f *mirrorFlags) error {
 	}
 	if cfg.KeepFree, err = bytesFlag("keep-free", f.keepFree); err != nil {
 		return err
+	}
+	if f.tracker != "" {
+		track, err := client.New(client.Config{URL: f.tracker, TLS: f.client(certs.Tracker)})
+		if err != nil {
+			return err
+		}
+		defer track.Close()
+		cfg.Tracker = track
 	}
 	m, err := mirror.New(cfg) //nolint:contextcheck // Run gets it
 	if err != nil {

@@ -95,6 +95,19 @@ func (s *Store) Unpin(d digest.Digest, owner string) error {
 	return s.savePins()
 }
 
+// Pinned lists what owner pins, in no order.
+func (s *Store) Pinned(owner string) []digest.Digest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []digest.Digest
+	for d, owners := range s.pins {
+		if owners[owner] {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
 func (s *Store) savePins() error {
 	s.mu.Lock()
 	saved := make(map[digest.Digest][]string, len(s.pins))
