@@ -30,7 +30,8 @@ const (
 // verdict is what a client is answered.
 type verdict struct {
 	granted bool
-	// challenge, where it is set, is upstream's own: the client is to come back with a token from there.
+	// challenge, where it is set, is upstream's own: the client is to come back with a token from there, or
+	// reads in it why the one that it had is refused.
 	challenge string
 }
 
@@ -58,10 +59,17 @@ func (m *Mirror) decide(ctx context.Context, src Source, reference, authorizatio
 			m.admitted.Put(key, struct{}{}, now)
 		}
 		return verdict{granted: true}, nil
-	case status == http.StatusUnauthorized && authorization == "" && strings.HasPrefix(challenge, bearer):
+	case status == http.StatusUnauthorized && strings.HasPrefix(challenge, bearer) && (authorization == "" || givesReason(challenge)):
 		return verdict{challenge: challenge}, nil
 	}
 	return verdict{}, nil
+}
+
+// givesReason reports whether a challenge says why a token was refused (RFC 6750, 3.1). containerd shows its user that
+// reason and goes on to the registry; a 404 would make it say that there is no such image, whatever the registry says
+// afterwards, and a second challenge without a reason would make it try five times.
+func givesReason(challenge string) bool {
+	return strings.Contains(challenge, `error="`)
 }
 
 // judgeTime bounds a question on a client's behalf.

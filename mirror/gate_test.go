@@ -30,6 +30,9 @@ type tokenRegistry struct {
 	basics []string          // passwords that came to the registry itself
 }
 
+// insufficient is what the registry adds where its token is good for something else.
+const insufficient = `,error="insufficient_scope"`
+
 const gatedManifest = `{"schemaVersion":2,"mediaType":"` + ocispec.MediaTypeImageManifest + `","layers":[]}`
 
 func newTokenRegistry(t *testing.T) *tokenRegistry {
@@ -73,7 +76,11 @@ func (r *tokenRegistry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	opens := r.tokens[strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")]
 	if opens != "*" && opens != repository {
-		w.Header().Set("Www-Authenticate", r.challenge(repository))
+		challenge := r.challenge(repository)
+		if opens != "" { // a token that it gave out itself
+			challenge += insufficient
+		}
+		w.Header().Set("Www-Authenticate", challenge)
 		http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
 		return
 	}
@@ -89,7 +96,7 @@ func (r *tokenRegistry) revoke(token string) {
 }
 
 // A client gets a manifest with the token that upstream accepts for that repository, and else upstream's own
-// challenge or a 404 that sends it there.
+// challenge, with its reason where it gives one, or a 404 that sends it there.
 func TestGate(t *testing.T) {
 	up := newTokenRegistry(t)
 	m, err := New(Config{Dir: t.TempDir(), Retry: testRetry(), Upstreams: []Upstream{{
@@ -130,20 +137,21 @@ func TestGate(t *testing.T) {
 	for name, c := range map[string]struct {
 		repository, authorization string
 		status                    int
+		reason                    string // in the challenge
 	}{
-		"no token":                   {"team/private", "", 401},
-		"the right token":            {"team/private", "Bearer alice", 200},
-		"another repository's token": {"team/private", "Bearer bob", 404},
-		"a token for elsewhere":      {"team/other", "Bearer alice", 404},
-		"a made-up token":            {"team/private", "Bearer guess", 404},
-		"a password":                 {"team/private", "Basic dXNlcjpwYXNzd29yZA==", 404},
+		"no token":                   {"team/private", "", 401, ""},
+		"the right token":            {"team/private", "Bearer alice", 200, ""},
+		"another repository's token": {"team/private", "Bearer bob", 401, insufficient},
+		"a token for elsewhere":      {"team/other", "Bearer alice", 401, insufficient},
+		"a made-up token":            {"team/private", "Bearer guess", 404, ""},
+		"a password":                 {"team/private", "Basic dXNlcjpwYXNzd29yZA==", 404, ""},
 	} {
 		for range 2 { // asked once, and remembered
 			resp := ask(c.repository, c.authorization, true)
 			if resp.StatusCode != c.status {
 				t.Errorf("%s: %s, want %d", name, resp.Status, c.status)
 			}
-			if got := resp.Header.Get("Www-Authenticate"); c.status == 401 && got != up.challenge(c.repository) || c.status != 401 && got != "" {
+			if got := resp.Header.Get("Www-Authenticate"); c.status == 401 && got != up.challenge(c.repository)+c.reason || c.status != 401 && got != "" {
 				t.Errorf("%s: challenge %q", name, got)
 			}
 			if got := resp.Header.Get(pullapi.AccessHeader); (got == pullapi.Granted) != (c.status == 200) {

@@ -3,8 +3,8 @@
 // Blobs come from the node's store, or from the swarm while they arrive. Who may have them was decided when
 // the client got the manifest that names them, and that is for the registry to decide: the region's mirror says
 // whether the registry gives it to everyone, or to the bearer of the token that came along. Where it wants a
-// token its own challenge is handed on, so that the token comes from there and no password passes here. For
-// everything else the answer is 404, and containerd asks the registry itself, with the credentials of the
+// token its own challenge is handed on, so that the token comes from there and no password passes here; where it
+// refuses one and says why, that is handed on too. For everything else the answer is 404, and containerd asks the registry itself, with the credentials of the
 // pull.
 //
 // What connects has to show a key that only root of this machine can read: digests are no secrets. The other
@@ -158,11 +158,7 @@ func (e *Endpoint) serve(w http.ResponseWriter, r *http.Request, t pullapi.Targe
 }
 
 func (e *Endpoint) serveManifest(w http.ResponseWriter, r *http.Request, ns string, t pullapi.Target) error {
-	m, ok, err := e.cfg.Node.ClientManifest(r.Context(), ns, t.Repository, t.Reference, r.Header.Get("Authorization"))
-	if wanted, is := errors.AsType[*registry.ChallengeError](err); is {
-		w.Header().Set("Www-Authenticate", wanted.Challenge)
-		return &refusal{http.StatusUnauthorized, "UNAUTHORIZED", "the registry " + ns + " wants a token"}
-	}
+	m, ok, err := e.manifest(w, r, ns, t)
 	if err != nil {
 		return err
 	}
@@ -173,9 +169,27 @@ func (e *Endpoint) serveManifest(w http.ResponseWriter, r *http.Request, ns stri
 	return nil
 }
 
+// manifest asks for a manifest on the client's behalf. Where the registry wants a token, its challenge is in w.
+func (e *Endpoint) manifest(w http.ResponseWriter, r *http.Request, ns string, t pullapi.Target) (pullapi.Manifest, bool, error) {
+	m, ok, err := e.cfg.Node.ClientManifest(r.Context(), ns, t.Repository, t.Reference, r.Header.Get("Authorization"))
+	if wanted, is := errors.AsType[*registry.ChallengeError](err); is {
+		w.Header().Set("Www-Authenticate", wanted.Challenge)
+		err = &refusal{http.StatusUnauthorized, "UNAUTHORIZED", "the registry " + ns + " wants a token for " + t.Repository}
+	}
+	return m, ok, err
+}
+
 func (e *Endpoint) serveBlob(w http.ResponseWriter, r *http.Request, ns string, t pullapi.Target) error {
 	d, _ := t.Digest()
 	blob, source, err := e.cfg.Node.OpenBlob(r.Context(), ns, t.Repository, d)
+	if err != nil && r.Method == http.MethodHead {
+		// containerd asks so for a manifest by digest that it was refused as such. To a 404 it gives more weight
+		// than to that refusal, and would say that there is no such image.
+		_, _, refused := e.manifest(w, r, ns, t)
+		if challenge, is := errors.AsType[*refusal](refused); is {
+			return challenge
+		}
+	}
 	if err != nil {
 		return err
 	}

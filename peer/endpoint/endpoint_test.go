@@ -59,8 +59,11 @@ func (n *node) ClientManifest(_ context.Context, _, repository, _, authorization
 	case "public/app":
 		return n.manifest, true, nil
 	case "token/app":
-		if authorization == "" {
+		switch authorization {
+		case "":
 			return n.manifest, false, &registry.ChallengeError{Challenge: challenge}
+		case "Bearer other":
+			return n.manifest, false, &registry.ChallengeError{Challenge: challenge + reason}
 		}
 		return n.manifest, authorization == "Bearer good", nil
 	}
@@ -68,6 +71,9 @@ func (n *node) ClientManifest(_ context.Context, _, repository, _, authorization
 }
 
 const challenge = `Bearer realm="https://auth.reg.test/token",service="reg.test",scope="repository:token/app:pull"`
+
+// reason is what the registry adds where a token is good for something else.
+const reason = `,error="insufficient_scope"`
 
 type blob struct{ *node }
 
@@ -199,28 +205,42 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// Where the registry wants a token, its own challenge is handed on.
+// Where the registry wants a token, or says why it refuses one, its own challenge is handed on: also where containerd
+// looks for the manifest among the blobs.
 func TestTokens(t *testing.T) {
-	url, id := serve(t, newNode(t))
+	n := newNode(t)
+	url, id := serve(t, n)
 	client := containerd(t, id)
-	for authorization, want := range map[string]int{"": 401, "Bearer good": 200, "Bearer bad": 404, "Basic dTpw": 404} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/v2/token/app/manifests/v1?ns=reg.test", http.NoBody)
+	blobs := "blobs/" + n.manifest.Digest.String()
+	for _, c := range []struct {
+		method, path, authorization string
+		status                      int
+		challenge                   string
+	}{
+		{"GET", "manifests/v1", "", 401, challenge},
+		{"GET", "manifests/v1", "Bearer good", 200, ""},
+		{"GET", "manifests/v1", "Bearer other", 401, challenge + reason},
+		{"GET", "manifests/v1", "Bearer bad", 404, ""},
+		{"GET", "manifests/v1", "Basic dTpw", 404, ""},
+		{"HEAD", blobs, "", 401, challenge},
+		{"HEAD", blobs, "Bearer other", 401, challenge + reason},
+		{"HEAD", blobs, "Bearer good", 404, ""},
+		{"GET", blobs, "", 404, ""},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), c.method, url+"/v2/token/app/"+c.path+"?ns=reg.test", http.NoBody)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if authorization != "" {
-			req.Header.Set("Authorization", authorization)
+		if c.authorization != "" {
+			req.Header.Set("Authorization", c.authorization)
 		}
 		resp, err := client.Do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		if resp.StatusCode != want {
-			t.Errorf("%q: %s, want %d", authorization, resp.Status, want)
-		}
-		if got := resp.Header.Get("Www-Authenticate"); (got == challenge) != (want == 401) {
-			t.Errorf("%q: challenge %q", authorization, got)
+		if got := resp.Header.Get("Www-Authenticate"); resp.StatusCode != c.status || got != c.challenge {
+			t.Errorf("%s %s %q: %s, challenge %q", c.method, c.path, c.authorization, resp.Status, got)
 		}
 	}
 }

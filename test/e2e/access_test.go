@@ -306,20 +306,24 @@ func (a *access) try(p *puller, at cell) {
 	if at.address {
 		auth.ServerAddress = "http://" + a.region.registry.Host
 	}
-	given := func() int { // by the node
-		if at.endpoint != "up" {
-			return 0
+	given := func() (manifests, blobs int) { // by the node
+		if at.endpoint == "up" {
+			manifests, blobs = a.region.manifests(p.node, "200"), a.region.blobRequests(p.node)
 		}
-		return a.region.manifests(p.node, "200")
+		return manifests, blobs
 	}
-	before := given()
+	manifests, blobs := given()
 	err := p.pull(a.t.Context(), a.references[at.reference], auth)
 	outcome := fromRegistry
+	manifestsNow, blobsNow := given()
 	switch {
 	case err != nil:
 		outcome = refusedPull
-	case given() > before:
+	case manifestsNow > manifests:
 		outcome = fromNode
+	}
+	if got := blobsNow > blobs; got != (err == nil && at.endpoint == "up") {
+		outcome += fmt.Sprintf(", layers from the node: %t", got)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -335,6 +339,14 @@ func (at cell) want() string {
 		return fromNode
 	}
 	return fromRegistry // with an address, containerd shows the credentials there alone
+}
+
+// registrysOwn is what the registry, or its token server, says to a pull that it refuses.
+func (at cell) registrysOwn() string {
+	if at.login == "wrong" && !at.address {
+		return "401"
+	}
+	return "insufficient scope" // with an address, the endpoint's host gets a token of nobody
 }
 
 // reason is an error in a few words.
@@ -364,8 +376,11 @@ func (a *access) judge() string {
 				if word != at.want() {
 					a.t.Errorf("%+v: %s, want %s: %v", at, word, at.want(), a.why[at])
 				}
-				if a.why[at] != nil {
-					word += ": " + reason(a.why[at])
+				if err := a.why[at]; err != nil {
+					word += ": " + reason(err)
+					if endpoint == "up" && at.registrysOwn() != reason(err) {
+						a.t.Errorf("%+v: the user does not hear what the registry says: %v", at, err)
+					}
 				}
 				row := at
 				row.endpoint, row.path = "", ""
@@ -433,8 +448,8 @@ const endpointAddress = "127.0.0.1:7073" // the default of --containerd-listen
 
 // TestAccess pulls a private image with every kind of credentials, by tag and by digest, by both of containerd's
 // ways, with and without the registry's address beside the credentials, while the endpoint is up, while it is down,
-// and while an impostor sits on its port. The image comes to those only to whom its registry gives it, and no
-// password comes to Shoal or to the impostor.
+// and while an impostor sits on its port. The image comes to those only to whom its registry gives it, the others hear
+// from the endpoint what the registry says, and no password comes to Shoal or to the impostor.
 func TestAccess(t *testing.T) {
 	const private = "team/private"
 	w := newWorld(t)
