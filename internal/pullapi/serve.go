@@ -18,7 +18,8 @@ type Blob interface {
 	// Wait returns once the byte at off is there (the whole blob, where off is its size), or the error
 	// that keeps it away.
 	Wait(ctx context.Context, off int64) error
-	// CopyRange writes the n bytes at off to w as they arrive.
+	// CopyRange writes the n bytes at off to w as they arrive, through a buffer: sendfile(2) could not encrypt
+	// them, and containerd and the fleet speak TLS, which Go does not leave to the kernel.
 	CopyRange(ctx context.Context, w io.Writer, off, n int64) error
 	// Close gives it back. What is on its way goes on.
 	Close()
