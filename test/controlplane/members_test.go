@@ -19,7 +19,7 @@ import (
 func (s *surroundings) join(name, region string, member *server) {
 	s.t.Helper()
 	member.kubectl(s.t, "apply", "-f", filepath.Join(examples, "member.yaml"))
-	config, err := os.ReadFile(member.as(s.t, "shoal-hub"))
+	config, err := os.ReadFile(member.account(s.t, "shoal-hub"))
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -92,7 +92,7 @@ func newSurroundings(t *testing.T) *surroundings {
 		return registryserver.Fault{Status: http.StatusUnauthorized, Header: http.Header{"Www-Authenticate": {challenge}}}
 	})
 	s.server.kubectl(t, "apply", "-f", filepath.Join(examples, "hub.yaml"))
-	s.account = s.server.as(t, "shoal-controller")
+	s.account = s.server.account(t, "shoal-controller")
 	s.server.secret(t, "access", "Opaque", map[string]string{"akId": accessKey, "akSecret": accessPass})
 	s.server.pushSecret(t, "push-secret", pushUser, pushPass)
 	return s
@@ -266,10 +266,10 @@ func (s *server) secret(t *testing.T, name, kind string, data map[string]string)
 	s.apply(t, object)
 }
 
-// as returns the file of a kubeconfig for an account of Shoal's namespace.
-func (s *server) as(t *testing.T, account string) string {
+// account returns the file of a kubeconfig for an account of Shoal's namespace.
+func (s *server) account(t *testing.T, name string) string {
 	t.Helper()
-	token := strings.TrimSpace(s.kubectl(t, "create", "token", account, "-n", shoalNS, "--duration=1h"))
+	token := strings.TrimSpace(s.kubectl(t, "create", "token", name, "-n", shoalNS, "--duration=1h"))
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	writeFile(t, file, fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
 clusters: [{name: c, cluster: {server: %q, certificate-authority-data: %s}}], users: [{name: u, user: {token: %s}}]}`,
