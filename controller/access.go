@@ -24,27 +24,32 @@ import (
 
 // access opens what objects name, with the credentials that their Secrets hold.
 type access struct {
-	secrets client.Reader     // not a cache: no Secret is held longer than it is used
-	reach   map[string]string // where hosts are reached instead, as http(s)://HOST[:PORT]
+	secret secretReader
+	reach  map[string]string // where hosts are reached instead, as http(s)://HOST[:PORT]
 
 	mu     sync.Mutex
 	logins map[acr.Host]*acr.Login
 }
 
-// secret returns the data of a Secret. The error is a *secretError, or the API server's.
-func (a *access) secret(ctx context.Context, namespace, name string) (map[string][]byte, error) {
-	var s corev1.Secret
-	err := a.secrets.Get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, &s)
-	if apierrors.IsNotFound(err) {
-		return nil, &secretError{fmt.Errorf("there is no Secret %s in namespace %s: create it, the rest goes on by itself", name, namespace)}
+// secretReader returns the data of a Secret. The error is a *secretError, or that of where it looks.
+type secretReader func(ctx context.Context, namespace, name string) (map[string][]byte, error)
+
+// secretsOf reads the Secrets of an API server. It is given no cache: no Secret is held longer than it is used.
+func secretsOf(server client.Reader) secretReader {
+	return func(ctx context.Context, namespace, name string) (map[string][]byte, error) {
+		var s corev1.Secret
+		err := server.Get(ctx, types.NamespacedName{Namespace: namespace, Name: name}, &s)
+		if apierrors.IsNotFound(err) {
+			return nil, &secretError{fmt.Errorf("there is no Secret %s in namespace %s: create it, the rest goes on by itself", name, namespace)}
+		}
+		if apierrors.IsForbidden(err) {
+			return nil, &secretError{fmt.Errorf("the Secret %s in namespace %s may not be read: the right to get secrets there is needed: %w", name, namespace, err)}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)
+		}
+		return s.Data, nil
 	}
-	if apierrors.IsForbidden(err) {
-		return nil, &secretError{fmt.Errorf("the Secret %s in namespace %s may not be read: the right to get secrets there is needed: %w", name, namespace, err)}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read Secret %s/%s: %w", namespace, name, err)
-	}
-	return s.Data, nil
 }
 
 // reread is how old the data of a Secret may be that is asked for again and again.

@@ -61,7 +61,7 @@ type Hub struct {
 	cfg    HubConfig
 	client client.Client
 	events events.EventRecorder
-	access *access
+	packer *packer
 
 	packs, copies, spreads *efforts
 	changes                chan event.GenericEvent
@@ -89,7 +89,7 @@ func AddHub(mgr ctrl.Manager, cfg HubConfig) error {
 	}
 	h := &Hub{
 		cfg: cfg, client: mgr.GetClient(), events: mgr.GetEventRecorder("shoal-hub"),
-		access:  &access{secrets: mgr.GetAPIReader(), reach: cfg.Reach},
+		packer:  &packer{&access{secret: secretsOf(mgr.GetAPIReader()), reach: cfg.Reach}, cfg.Sources, cfg.Log},
 		changes: make(chan event.GenericEvent, 64),
 	}
 	life, end := context.WithCancel(context.Background())
@@ -102,7 +102,7 @@ func AddHub(mgr ctrl.Manager, cfg HubConfig) error {
 		h.packs.wait()
 		h.copies.wait()
 		h.spreads.wait()
-		h.access.close()
+		h.packer.access.close()
 		return nil
 	}))
 	if err != nil {
@@ -297,7 +297,7 @@ func (h *Hub) act(ctx context.Context, md *v1alpha1.ModelDistribution, o observe
 			return err
 		}
 		h.packs.ensure(effortKey{md.UID, packing}, packInput(&md.Spec)+string(o.packed), func(ctx context.Context, tell func(progress)) (any, error) { //nolint:contextcheck // it outlives this look
-			return h.pack(ctx, spec, to, previous, tell)
+			return h.packer.pack(ctx, packTask{spec.Namespace, &spec.Spec.ModelSource, to, previous, h.stateDir(spec)}, tell)
 		})
 	}
 	for _, task := range do.sync {

@@ -165,7 +165,7 @@ func (h *Hub) makePullSecret(ctx context.Context, md *v1alpha1.ModelDistribution
 	if p.secret == "" && p.instance == "" {
 		return nil, nil //nolint:nilnil // none is needed
 	}
-	find, err := h.access.credentials(ctx, md.Namespace, p)
+	find, err := h.packer.access.credentials(ctx, md.Namespace, p)
 	if err != nil {
 		return nil, err
 	}
