@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -46,7 +47,9 @@ type HubConfig struct {
 	Clusters *clusters.Inventory
 	// Reach says where hosts, of registries and of ACR's OpenAPI, are reached instead, as http(s)://HOST[:PORT].
 	Reach map[string]string
-	// StateDir keeps what a killed packing goes on from.
+	// Jobs has each model packed in a Job; nil means in this process.
+	Jobs *JobConfig
+	// StateDir keeps what a killed packing or copy of this process goes on from.
 	StateDir string
 	// Packs and Copies are how many run at once; 0 means 2 and 8.
 	Packs, Copies int
@@ -62,6 +65,7 @@ type Hub struct {
 	client client.Client
 	events events.EventRecorder
 	packer *packer
+	jobs   *jobs // nil: the packer packs
 
 	packs, copies, spreads *efforts
 	changes                chan event.GenericEvent
@@ -92,6 +96,12 @@ func AddHub(mgr ctrl.Manager, cfg HubConfig) error {
 		packer:  &packer{&access{secret: secretsOf(mgr.GetAPIReader()), reach: cfg.Reach}, cfg.Sources, cfg.Log},
 		changes: make(chan event.GenericEvent, 64),
 	}
+	if cfg.Jobs != nil {
+		if cfg.Jobs.Image == "" {
+			return errors.New("controller: Jobs need an image")
+		}
+		h.jobs = &jobs{cfg: *cfg.Jobs, access: h.packer.access, client: h.client, server: mgr.GetAPIReader(), reach: cfg.Reach}
+	}
 	life, end := context.WithCancel(context.Background())
 	h.packs = newEfforts(life, cfg.Packs, cfg.Recheck, h.changed)
 	h.copies = newEfforts(life, cfg.Copies, cfg.Recheck, h.changed)
@@ -115,6 +125,9 @@ func AddHub(mgr ctrl.Manager, cfg HubConfig) error {
 		Watches(&v1alpha1.ModelDistribution{}, handler.EnqueueRequestsFromMapFunc(h.rivals)).
 		WatchesRawSource(source.Channel(h.changes, &handler.EnqueueRequestForObject{})).
 		WithOptions(controller.Options{MaxConcurrentReconciles: 4})
+	if h.jobs != nil {
+		build = build.Owns(&batchv1.Job{}) // one that is not wanted is seen
+	}
 	if cfg.Clusters != nil {
 		build = build.WatchesRawSource(cfg.Clusters.Source(h.concerned))
 	}
@@ -198,6 +211,12 @@ func (h *Hub) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, err
 			return ctrl.Result{}, ignoreConflict(err)
 		}
 		h.tellEvents(&md, before)
+	}
+	if h.jobs != nil && do.pack < 0 {
+		// Not before the result is in the status. What a packing goes on from is kept while it may.
+		if err := h.jobs.end(ctx, &md, o.packed == "" && o.rival == ""); err != nil {
+			return ctrl.Result{}, err
+		}
 	}
 	return ctrl.Result{RequeueAfter: h.lookAgain(&md, o)}, nil
 }
@@ -297,6 +316,9 @@ func (h *Hub) act(ctx context.Context, md *v1alpha1.ModelDistribution, o observe
 			return err
 		}
 		h.packs.ensure(effortKey{md.UID, packing}, packInput(&md.Spec)+string(o.packed), func(ctx context.Context, tell func(progress)) (any, error) { //nolint:contextcheck // it outlives this look
+			if h.jobs != nil {
+				return h.jobs.pack(ctx, spec, do.pack, previous, tell)
+			}
 			return h.packer.pack(ctx, packTask{spec.Namespace, &spec.Spec.ModelSource, to, previous, h.stateDir(spec)}, tell)
 		})
 	}
@@ -420,6 +442,11 @@ func (h *Hub) release(ctx context.Context, md *v1alpha1.ModelDistribution) error
 	h.packs.keep(md.UID, func(string) bool { return false })
 	h.copies.keep(md.UID, func(string) bool { return false })
 	h.spreads.keep(md.UID, func(string) bool { return false })
+	if h.jobs != nil {
+		if err := h.jobs.end(ctx, md, false); err != nil {
+			return err
+		}
+	}
 	if err := os.RemoveAll(h.stateDir(md)); err != nil {
 		h.cfg.Log.Warn("the state of a packing stays on the disk", "path", h.stateDir(md), "err", err)
 	}

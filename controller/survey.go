@@ -77,7 +77,7 @@ func TakeSurvey(ctx context.Context, cfg SurveyConfig, md *v1alpha1.ModelDistrib
 		md = md.DeepCopy()
 		md.CreationTimestamp = metav1.NewTime(time.Now())
 	}
-	t := &surveyor{cfg: cfg, md: md, all: all, access: &access{secrets: cfg.Secrets, reach: cfg.Reach}, places: places(&md.Spec)}
+	t := &surveyor{cfg: cfg, md: md, all: all, access: &access{secret: secretsOf(cfg.Secrets), reach: cfg.Reach}, places: places(&md.Spec)}
 	defer t.access.close()
 	t.Rival = rivalOf(md, all)
 	t.Order = packOrder(observed{places: t.places, sourceRegion: sourceRegion(&md.Spec.ModelSource)})

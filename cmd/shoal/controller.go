@@ -46,6 +46,7 @@ type controllerFlags struct {
 	reach           []string
 	packs, copies   int
 	recheck         time.Duration
+	packer          packerFlags
 }
 
 func controllerCommand() *cobra.Command {
@@ -80,6 +81,7 @@ ModelReplicas, tells the region's tracker which nodes should hold them, and writ
 	fl.IntVar(&f.packs, "packs", 2, "models that are packed at once")
 	fl.IntVar(&f.copies, "copies", 8, "copies from registry to registry at once")
 	fl.DurationVar(&f.recheck, "recheck", 10*time.Minute, "how often registries that have an image are asked again")
+	f.packer.register(fl)
 	f.registerBasics(cmd)
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error { return f.setup(cmd) }
 	return cmd
@@ -96,6 +98,10 @@ func runController(ctx context.Context, f *controllerFlags) error {
 	if err != nil {
 		return err
 	}
+	jobs, err := f.packer.jobs()
+	if err != nil {
+		return err
+	}
 	config, err := clientcmd.BuildConfigFromFlags("", f.kubeconfig)
 	if err != nil {
 		return err
@@ -107,6 +113,7 @@ func runController(ctx context.Context, f *controllerFlags) error {
 	}
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: scheme, Metrics: server.Options{BindAddress: "0"}, // its metrics are among ours
+		Cache:          packCache(),
 		LeaderElection: f.leaderElect, LeaderElectionID: "shoal-hub", LeaderElectionNamespace: f.namespace, LeaderElectionReleaseOnCancel: true,
 	})
 	if err != nil {
@@ -118,7 +125,7 @@ func runController(ctx context.Context, f *controllerFlags) error {
 			return err
 		}
 		err = controller.AddHub(mgr, controller.HubConfig{ //nolint:contextcheck // it runs as long as the manager
-			Clusters: inventory, Sources: openSource(reach), Reach: reach, StateDir: filepath.Join(f.dir, "packs"),
+			Clusters: inventory, Sources: openSource(reach), Reach: reach, Jobs: jobs, StateDir: filepath.Join(f.dir, "packs"),
 			Packs: f.packs, Copies: f.copies, Recheck: f.recheck, Log: f.log,
 		})
 		if err != nil {

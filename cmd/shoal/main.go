@@ -34,7 +34,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 	}
 	cmd.AddCommand(pushCommand(), pullCommand(), copyCommand(), inspectCommand(), certsCommand(),
-		mirrorCommand(), trackerCommand(), peerCommand(), controllerCommand(), desiredCommand(), warmCommand(), residencyCommand(), demoCommand(),
+		mirrorCommand(), trackerCommand(), peerCommand(), controllerCommand(), packJobCommand(), desiredCommand(), warmCommand(), residencyCommand(), demoCommand(),
 		planCommand(), applyCommand(), statusCommand(), explainCommand())
 	return cmd
 }
