@@ -51,7 +51,7 @@ type HubConfig struct {
 	Jobs *JobConfig
 	// StateDir keeps what a killed packing or copy of this process goes on from.
 	StateDir string
-	// Packs and Copies are how many run at once; 0 means 2 and 8.
+	// Packs and Copies are how many run at once; 0 means 2, or 16 in Jobs, which wait for nodes too, and 8.
 	Packs, Copies int
 	// Recheck is how often a registry that has the image is asked again; 0 means 10 minutes.
 	Recheck time.Duration
@@ -81,6 +81,9 @@ func AddHub(mgr ctrl.Manager, cfg HubConfig) error {
 	}
 	if cfg.Packs <= 0 {
 		cfg.Packs = 2
+		if cfg.Jobs != nil {
+			cfg.Packs = 16
+		}
 	}
 	if cfg.Copies <= 0 {
 		cfg.Copies = 8

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -66,9 +67,7 @@ func readState(dir string, limit int) (map[string][]byte, error) {
 			continue
 		}
 		limit -= b.size
-		for key, content := range b.files {
-			out[key] = content
-		}
+		maps.Copy(out, b.files)
 	}
 	return out, nil
 }

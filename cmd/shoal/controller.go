@@ -78,7 +78,7 @@ ModelReplicas, tells the region's tracker which nodes should hold them, and writ
 	fl.StringVar(&f.region, "region", "", "region of the hub: it pulls from the registry of that region")
 	fl.BoolVar(&f.leaderElect, "leader-elect", false, "wait until no other controller leads: for more than one replica")
 	fl.StringArrayVar(&f.reach, "reach", nil, reachHelp)
-	fl.IntVar(&f.packs, "packs", 2, "models that are packed at once")
+	fl.IntVar(&f.packs, "packs", 0, "models that are packed at once (0: 2, or 16 with --packer=job)")
 	fl.IntVar(&f.copies, "copies", 8, "copies from registry to registry at once")
 	fl.DurationVar(&f.recheck, "recheck", 10*time.Minute, "how often registries that have an image are asked again")
 	f.packer.register(fl)
