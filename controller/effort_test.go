@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,10 +14,10 @@ import (
 var key = effortKey{"uid", "one"}
 
 // rig runs efforts until the test ends.
-func rig(t *testing.T, parallel int) (e *efforts, told *int) {
+func rig(t *testing.T, parallel int) (e *efforts, told *atomic.Int32) {
 	ctx, cancel := context.WithCancel(context.Background())
-	told = new(int)
-	e = newEfforts(ctx, parallel, time.Minute, func(types.UID) { *told++ })
+	told = new(atomic.Int32)
+	e = newEfforts(ctx, parallel, time.Minute, func(types.UID) { told.Add(1) })
 	t.Cleanup(func() {
 		cancel()
 		e.wait()
@@ -36,8 +37,8 @@ func TestEffortIsTriedAgain(t *testing.T) {
 			e.ensure(key, "a", fails)
 			synctest.Wait()
 		}
-		if s := e.look(key); runs != 1 || s.Err == nil || s.Tries != 1 || !s.Next.After(time.Now()) || *told != 1 {
-			t.Errorf("%d runs, %+v, told %d times", runs, s, *told)
+		if s := e.look(key); runs != 1 || s.Err == nil || s.Tries != 1 || !s.Next.After(time.Now()) || told.Load() != 1 {
+			t.Errorf("%d runs, %+v, told %d times", runs, s, told.Load())
 		}
 		time.Sleep(firstPause)
 		e.ensure(key, "a", fails)
@@ -105,8 +106,13 @@ func TestEffortsAreFew(t *testing.T) {
 			})
 		}
 		synctest.Wait()
-		if most != 2 || !e.busy("uid") {
+		e.mu.Lock()
+		if most != 2 {
 			t.Errorf("%d at once", most)
+		}
+		e.mu.Unlock()
+		if !e.busy("uid") {
+			t.Error("not busy")
 		}
 		close(step)
 		synctest.Wait()
