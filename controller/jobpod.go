@@ -37,6 +37,10 @@ type PodConfig struct {
 	Log *slog.Logger
 }
 
+// tellEvery is how often a Pod writes report and state: up to a MiB for etcd each time. What it has sent since then a
+// next Pod reads again, and does not send.
+const tellEvery = 5 * time.Second
+
 // RunPod packs as the Job's task says, and tells in the task's ConfigMap how far it is and how it ends. What the next
 // one goes on from is kept there too, as it was a short while ago. The error is what was told as well, unless that was
 // not possible or ctx has ended.
@@ -66,7 +70,7 @@ func RunPod(ctx context.Context, cfg PodConfig) error {
 	work, stop := context.WithCancelCause(ctx)
 	var telling sync.WaitGroup
 	telling.Go(func() {
-		for retry.Sleep(work, reportEvery) == nil {
+		for retry.Sleep(work, tellEvery) == nil {
 			err := told.write(work)
 			if errors.Is(err, errSuperseded) {
 				stop(err)
