@@ -72,6 +72,8 @@ func newPuller(t *testing.T, n *cluster.Node, path string) *puller {
 
 // pull pulls an image that the node has not, and takes it away again.
 func (p *puller) pull(ctx context.Context, image string, login *cri.AuthConfig) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	spec := &cri.ImageSpec{Image: image}
 	if _, err := p.images.PullImage(ctx, &cri.PullImageRequest{Image: spec, Auth: login}); err != nil {
 		return err
