@@ -20,7 +20,6 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
-
 // pour sends zeros until the client hangs up.
 func pour(w http.ResponseWriter) {
 	chunk := make([]byte, 64<<10)
@@ -105,7 +104,7 @@ func TestHostileUpstream(t *testing.T) {
 		"a manifest of more than 4 MiB": {manifestPath("v1"), func(w http.ResponseWriter, _ *http.Request) {
 			w.Write(bytes.Repeat([]byte(" "), maxManifest+1))
 		}, "more than 4194304 bytes"},
-		"a manifest without an end": {manifestPath("v1"), func(w http.ResponseWriter, _ *http.Request) { pour(w) }, "more than 4194304 bytes"},
+		"a manifest without an end":          {manifestPath("v1"), func(w http.ResponseWriter, _ *http.Request) { pour(w) }, "more than 4194304 bytes"},
 		"a manifest that unpacks to 256 MiB": {manifestPath("v1"), func(w http.ResponseWriter, _ *http.Request) { bomb(w) }, "no JSON"},
 		"another manifest": {manifestPath(d.String()), func(w http.ResponseWriter, _ *http.Request) {
 			fmt.Fprint(w, `{"schemaVersion":2}`)
@@ -114,7 +113,7 @@ func TestHostileUpstream(t *testing.T) {
 			w.Header().Set("Docker-Content-Digest", d.String())
 			fmt.Fprint(w, `{"schemaVersion":2}`)
 		}, "DIGEST_INVALID"},
-		"tags without an end": {"/v2/" + repo + "/tags/list", func(w http.ResponseWriter, _ *http.Request) { pour(w) }, "more than"},
+		"tags without an end":      {"/v2/" + repo + "/tags/list", func(w http.ResponseWriter, _ *http.Request) { pour(w) }, "more than"},
 		"referrers without an end": {"/v2/" + repo + "/referrers/" + d.String(), func(w http.ResponseWriter, _ *http.Request) { pour(w) }, "more than"},
 	} {
 		t.Run(name, func(t *testing.T) {

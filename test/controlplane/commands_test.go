@@ -19,10 +19,7 @@ import (
 
 // TestCommands: the commands by which people follow a ModelDistribution; the test is the controller.
 func TestCommands(t *testing.T) {
-	c := &commands{server: newServer(t), binary: filepath.Join(t.TempDir(), "shoal")}
-	if out, err := exec.CommandContext(within(t), "go", "build", "-o", c.binary, "../../cmd/shoal").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	c := &commands{server: newServer(t), binary: program(t)}
 	t.Run("Apply", c.apply)
 	t.Run("Refused", c.refused)
 	t.Run("Conflict", c.conflict)

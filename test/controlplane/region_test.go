@@ -250,6 +250,15 @@ func program(t *testing.T) string {
 	return built.path
 }
 
+// TestMain removes what the tests share.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.path != "" {
+		os.RemoveAll(filepath.Dir(built.path))
+	}
+	os.Exit(code)
+}
+
 var built struct {
 	sync.Once
 	path string

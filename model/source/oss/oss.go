@@ -120,7 +120,9 @@ func New(cfg Config) (*Source, error) {
 	}
 	anonymous := cfg.Credentials == nil
 	if anonymous { // the SDK signs everything; the transport takes it off
-		cfg.Credentials = func() (Credentials, error) { return Credentials{AccessKeyID: "nobody", AccessKeySecret: "nothing"}, nil }
+		cfg.Credentials = func() (Credentials, error) {
+			return Credentials{AccessKeyID: "nobody", AccessKeySecret: "nothing"}, nil
+		}
 	}
 	if err := sdk.CheckBucketName(cfg.Bucket); err != nil {
 		return nil, fmt.Errorf("OSS: %w", err)
