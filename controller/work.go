@@ -1,10 +1,12 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"oras.land/oras-go/v2/errdef"
@@ -33,6 +35,8 @@ func (h *Hub) sync(ctx context.Context, md *v1alpha1.ModelDistribution, d digest
 	if _, err := target.Resolve(ctx, d.String()); err == nil { // its tag was taken or moved
 		return h.packer.copy(ctx, h.stateDir(md), target, target, d, to.tag, tell)
 	}
+	// First from where the bytes need not leave the registry: its other repositories' blobs are mounted.
+	slices.SortStableFunc(from, func(a, b place) int { return cmp.Compare(elsewhere(a, to), elsewhere(b, to)) })
 	var failed []error
 	for _, p := range from {
 		source, err := h.packer.access.open(ctx, md.Namespace, p)
@@ -73,4 +77,12 @@ func (h *Hub) deleteImages(ctx context.Context, md *v1alpha1.ModelDistribution, 
 		failed = append(failed, err)
 	}
 	return errors.Join(failed...)
+}
+
+// elsewhere is 0 where two places are in one registry, and 1 where they are not.
+func elsewhere(a, b place) int {
+	if a.host == b.host {
+		return 0
+	}
+	return 1
 }

@@ -417,3 +417,22 @@ func rangeOf(r *http.Request, off, end *int64) bool {
 	*end++
 	return err == nil && n == 2
 }
+
+// TestMount: two repositories of one registry get the model's bytes once.
+func TestMount(t *testing.T) {
+	s := newSurroundings(t)
+	const shard = 5 << 20
+	files := modelFiles(1, shard)
+	s.put(folder, files)
+	s.start()
+	s.server.create(t, theSample(t, "one", func(md *v1alpha1.ModelDistribution) {
+		second := md.Spec.Targets.Registries[0]
+		second.Namespace = "other"
+		md.Spec.Targets.Registries = append(md.Spec.Targets.Registries, second)
+	}))
+	s.server.until(t, "one", "Synced", isTrue(v1alpha1.ConditionSynced))
+	s.holds(hangzhou, "other/qwen3-8b", "v1", files)
+	if received := s.members[hangzhou].Received(); received > 4*shard+1<<20 {
+		t.Errorf("the registry received %d bytes for two repositories, of a model of %d", received, 4*shard)
+	}
+}

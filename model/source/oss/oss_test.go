@@ -483,7 +483,7 @@ func TestChange(t *testing.T) {
 			if !errors.Is(err, source.ErrChanged) {
 				t.Errorf("%s at %v: %v", name, when, err)
 			}
-			explained(t, err, "oss://mybucket/m/v1/f at ", "run the command again")
+			explained(t, err, "oss://mybucket/m/v1/f at ", "pack it again")
 		}
 	}
 	t.Run("under the same ETag", func(t *testing.T) {
