@@ -119,7 +119,7 @@ e2e: tools
 # make test-controlplane ARGS="-run TestAPI/Specs -v"
 .PHONY: test-controlplane
 test-controlplane: tools
-	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -timeout 20m -count 1 ./test/controlplane $(ARGS)
+	SHOAL_TOOLS=$(CURDIR)/$(TOOLS) go test -timeout 20m -parallel 4 -count 1 ./test/controlplane $(ARGS)
 
 # The reads of the OCI distribution conformance suite against a mirror and a node's endpoint. Needs no root.
 .PHONY: conformance

@@ -68,6 +68,7 @@ type surroundings struct {
 
 func newSurroundings(t *testing.T) *surroundings {
 	t.Helper()
+	t.Parallel() // most of the time they wait
 	s := &surroundings{
 		t: t, server: newServer(t), binary: program(t), dir: t.TempDir(),
 		members: map[string]*registryserver.Server{}, faults: map[string]func(*http.Request) registryserver.Fault{},
