@@ -69,8 +69,6 @@ func (p *planner) run(t *testing.T, md *v1alpha1.ModelDistribution, flags ...str
 	if raw, err = json.Marshal(object); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", accessKey)
-	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", accessPass)
 	args := append([]string{"plan", "-f", "-"}, p.reach...)
 	stdout, stderr, code = p.commands.run(t, string(raw), append(args, flags...)...)
 	for _, secret := range []string{accessPass, pushPass} {
