@@ -193,6 +193,9 @@ type hub struct {
 // start runs the controller until the test ends.
 func (s *surroundings) start(flags ...string) *hub {
 	s.t.Helper()
+	if slices.Contains(flags, "--packer=job") {
+		s.server.kubectl(s.t, "apply", "-f", filepath.Join(examples, "hub-jobs.yaml"))
+	}
 	args := append([]string{"controller", "--dir", s.dir, "--kubeconfig", s.account, "--admin", "127.0.0.1:0", "--recheck", "2s"}, s.reach...)
 	cmd := exec.CommandContext(s.t.Context(), s.binary, append(args, flags...)...)
 	cmd.Env = append(os.Environ(), "ALIBABA_CLOUD_ACCESS_KEY_ID="+accessKey, "ALIBABA_CLOUD_ACCESS_KEY_SECRET="+accessPass, "HOME="+s.dir)
