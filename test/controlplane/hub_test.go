@@ -323,13 +323,25 @@ func TestRegistryFaults(t *testing.T) {
 	})
 }
 
+// killedShard is the size in bytes of each of the four shards of a packing that is killed. SHOAL_TEST_SHARD_MIB sets it
+// for a figure to quote.
+func killedShard(t *testing.T) int64 {
+	t.Helper()
+	s := os.Getenv("SHOAL_TEST_SHARD_MIB")
+	if s == "" {
+		return 64 << 20
+	}
+	mib, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int64(mib) << 20
+}
+
 // TestKilled: a controller that is killed in the middle of a packing goes on where it was.
 func TestKilled(t *testing.T) {
 	s := newSurroundings(t)
-	shard := int64(64 << 20)
-	if mib, err := strconv.Atoi(os.Getenv("SHOAL_TEST_SHARD_MIB")); err == nil { // for a figure to quote
-		shard = int64(mib) << 20
-	}
+	shard := killedShard(t)
 	files := modelFiles(1, int(shard))
 	s.put(folder, files)
 	// The first three quarters of each shard pass; the rest waits until the first controller is dead.

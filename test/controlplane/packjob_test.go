@@ -238,8 +238,8 @@ func TestPackJob(t *testing.T) {
 // TestPackJobKilled: Pod and controller are killed in the middle, and the next ones go on where they were.
 func TestPackJobKilled(t *testing.T) {
 	s := newSurroundings(t)
-	const shard = 64 << 20
-	files := modelFiles(1, shard)
+	shard := killedShard(t)
+	files := modelFiles(1, int(shard))
 	s.put(folder, files)
 	// The first three quarters of each shard pass; the rest waits until the first Pod is dead.
 	gate := make(chan struct{})
