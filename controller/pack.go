@@ -55,6 +55,9 @@ func (p *packer) pack(ctx context.Context, t packTask, tell func(progress)) (pac
 	if err != nil {
 		return packed{}, &sourceError{err}
 	}
+	if c, ok := source.(interface{ Close() }); ok { // its idle connections
+		defer c.Close()
+	}
 	files, err := source.List(ctx)
 	if err != nil {
 		return packed{}, &sourceError{err}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/shoal-project/shoal/internal/pullapi"
 	"github.com/shoal-project/shoal/internal/registry"
+	"github.com/shoal-project/shoal/internal/retry"
 	"github.com/shoal-project/shoal/peer/store"
 )
 
@@ -145,9 +145,10 @@ func (u *upstream) request(ctx context.Context, src Source, method, suffix strin
 		return resp, nil
 	}
 	defer resp.Body.Close()
+	wait, _ := retry.After(resp.Header.Get("Retry-After"), time.Now())
 	return nil, &UpstreamError{
 		Upstream: src.Upstream, Repository: src.Repository, Status: resp.StatusCode,
-		RetryAfter: retryAfter(resp.Header.Get("Retry-After"), time.Now()), Err: answerError(resp),
+		RetryAfter: wait, Err: answerError(resp),
 	}
 }
 
@@ -161,17 +162,6 @@ func answerError(resp *http.Response) error {
 		e.Errors = document.Errors
 	}
 	return e
-}
-
-// retryAfter reads the header's two forms (RFC 9110, section 10.2.3); 0 where there is none.
-func retryAfter(value string, now time.Time) time.Duration {
-	if seconds, err := strconv.Atoi(value); err == nil && seconds > 0 {
-		return time.Duration(min(seconds, 24*3600)) * time.Second
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return max(at.Sub(now), 0)
-	}
-	return 0
 }
 
 // blobInfo is what upstream says of a blob.
