@@ -59,7 +59,7 @@ func TestGovernorSlowsAndFrees(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pods := &fakePods{}
 		g, stop := runGovernor(t, Config{Source: pods, MaxUpload: 10 * mib})
-		time.Sleep(5 * time.Second)
+		time.Sleep(5*time.Second + DefaultEvery/2) // from here on always between two looks
 		if p := g.Pressure(); p.Slowed || p.String() != "not slowed" {
 			t.Errorf("without stalls: %+v", p)
 		}
