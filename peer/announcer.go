@@ -117,14 +117,17 @@ func (a *announcer) toTracker(ctx context.Context, r swarm.Report) (swarm.Reply,
 	a.tried = time.Now()
 	reply, err := a.cfg.Tracker.Announce(ctx, a.key, client.Announce{
 		Node: a.cfg.Name, Addr: a.cfg.Swarm.Addr(), Zone: a.cfg.Zone, Rack: a.cfg.Rack, Size: a.size,
-		Have: r.Have, Complete: r.Complete, Open: r.Open, Stuck: r.Stuck, Doubts: r.Doubts, Want: r.Want, Left: r.Left,
+		Have: r.Have, Complete: r.Complete, Open: r.Open, Stuck: r.Stuck, Doubts: r.Doubts, Alone: r.Alone, Want: r.Want, Left: r.Left,
 	})
 	if err != nil {
 		return swarm.Reply{}, fmt.Errorf("tracker: %w", err)
 	}
 	a.lost = time.Time{}
 	a.contact.heard()
-	out := swarm.Reply{Leases: reply.Leases, Retry: reply.Retry(), Interval: reply.Interval()}
+	out := swarm.Reply{Retry: reply.Retry(), Interval: reply.Interval()}
+	for _, l := range reply.Leases {
+		out.Leases = append(out.Leases, swarm.Lease{Piece: l.Piece, From: swarm.Peer{Name: l.Node, Addr: l.Addr}})
+	}
 	for _, p := range reply.Peers {
 		out.Peers = append(out.Peers, swarm.Peer{Name: p.Node, Addr: p.Addr})
 	}

@@ -82,7 +82,7 @@ func (a *announcing) age(d time.Duration) {
 func TestTrackerFirst(t *testing.T) {
 	near := &neighbours{peers: []swarm.Peer{{Name: "n7", Addr: "127.0.0.7:7"}}}
 	a := newAnnouncing(t, func(c *Config) { c.Neighbours = near })
-	other, err := a.region.control.Announce(t.Context(), a.key, client.Announce{Node: "n2", Addr: "127.0.0.2:2", Size: a.size, Complete: true})
+	other, err := a.region.control.Announce(t.Context(), a.key, client.Announce{Node: "n2", Addr: "127.0.0.2:2", Zone: "z", Size: a.size, Complete: true})
 	if err != nil || len(other.Peers) != 0 {
 		t.Fatalf("%+v, %v", other, err)
 	}

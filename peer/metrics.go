@@ -4,9 +4,9 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // collector reads the node's counts when they are asked for.
 type collector struct {
-	peer                         *Peer
-	origin, received, sent, lost *prometheus.Desc
-	models                       *prometheus.Desc
+	peer                                   *Peer
+	origin, received, imported, sent, lost *prometheus.Desc
+	models                                 *prometheus.Desc
 }
 
 func newCollector(p *Peer) *collector {
@@ -15,6 +15,7 @@ func newCollector(p *Peer) *collector {
 		peer:     p,
 		origin:   counter("shoal_peer_origin_bytes_total", "Body bytes read from mirror and registries."),
 		received: counter("shoal_peer_received_bytes_total", "Body bytes received from other nodes."),
+		imported: counter("shoal_peer_imported_bytes_total", "Of those received: on leases, from nodes of other zones."),
 		sent:     counter("shoal_peer_sent_bytes_total", "Body bytes sent to other nodes."),
 		lost:     counter("shoal_peer_wasted_bytes_total", "Body bytes received twice or wrong."),
 		models:   prometheus.NewDesc("shoal_peer_models", "Desired models by state.", []string{"state"}, nil),
@@ -23,7 +24,7 @@ func newCollector(p *Peer) *collector {
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.origin, c.received, c.sent, c.lost, c.models} {
+	for _, d := range []*prometheus.Desc{c.origin, c.received, c.imported, c.sent, c.lost, c.models} {
 		ch <- d
 	}
 }
@@ -32,7 +33,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	sum := c.peer.seeds.total()
 	for desc, n := range map[*prometheus.Desc]int64{
-		c.origin: sum.Origin, c.received: sum.Peers, c.sent: sum.Sent, c.lost: sum.Wasted,
+		c.origin: sum.Origin, c.received: sum.Peers, c.imported: sum.Imported, c.sent: sum.Sent, c.lost: sum.Wasted,
 	} {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n))
 	}

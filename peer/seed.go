@@ -362,5 +362,8 @@ func (sd *seed) stats() swarm.Stats {
 }
 
 func add(a, b swarm.Stats) swarm.Stats {
-	return swarm.Stats{Origin: a.Origin + b.Origin, Peers: a.Peers + b.Peers, Sent: a.Sent + b.Sent, Wasted: a.Wasted + b.Wasted}
+	return swarm.Stats{
+		Origin: a.Origin + b.Origin, Peers: a.Peers + b.Peers, Imported: a.Imported + b.Imported,
+		Sent: a.Sent + b.Sent, Wasted: a.Wasted + b.Wasted,
+	}
 }

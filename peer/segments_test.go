@@ -53,7 +53,7 @@ func away(t *testing.T, bt *swarm.Client, seed uint64) (m *membership, bring fun
 type leaseAll struct{}
 
 func (leaseAll) Announce(context.Context, swarm.Report) (swarm.Reply, error) {
-	return swarm.Reply{Leases: []int{0, 1}, Interval: time.Hour}, nil
+	return swarm.Reply{Leases: []swarm.Lease{{Piece: 0}, {Piece: 1}}, Interval: time.Hour}, nil
 }
 
 // gated is an origin that delivers once its gate is open.

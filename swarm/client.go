@@ -19,7 +19,7 @@ import (
 
 // Config says how a Client meets its peers.
 type Config struct {
-	// Listener accepts the peers; the Client closes it. Connections are dialled from its address
+	// Listener accepts the peers, of this zone and of others; the Client closes it. Connections are dialled from its address
 	// too, because the library bans by IP: a node that lies must be banned under its own.
 	Listener net.Listener
 	// ServerTLS and ClientTLS are this node's mTLS sides. Both nil means plain text.
@@ -38,6 +38,7 @@ type Client struct {
 	log      *slog.Logger
 	listener net.Listener
 	bt       *torrent.Client
+	border   *border
 	wait     func(ctx context.Context, n int) error
 
 	mu       sync.Mutex
@@ -71,11 +72,13 @@ func New(cfg Config) (*Client, error) {
 	c.bt = bt
 	listener := cfg.Listener
 	if cfg.ServerTLS != nil {
-		// The handshake runs on the connection's first read, in a goroutine of its own.
+		// The handshake runs on the connection's first read: in the splitter.
 		listener = tls.NewListener(listener, cfg.ServerTLS)
 	}
-	bt.AddListener(listener)
+	ports := split(listener)
+	bt.AddListener(part{ports, ports.bt})
 	bt.AddDialer(newDialer(cfg))
+	c.border = newBorder(c, part{ports, ports.http}, cfg)
 	return c, nil
 }
 
@@ -169,16 +172,16 @@ func (c *Client) sessionOf(t *torrent.Torrent) *Session {
 // Addr is the address that peers dial.
 func (c *Client) Addr() string { return c.listener.Addr().String() }
 
-// Moved returns how many bytes of blocks came from peers and went to them so far.
+// Moved returns how many bytes came from peers and went to them so far, without those that waited in Wait.
 func (c *Client) Moved() (received, sent int64) {
 	stats := c.bt.ConnStats()
-	return stats.BytesReadData.Int64(), stats.BytesWrittenData.Int64()
+	return stats.BytesReadData.Int64(), stats.BytesWrittenData.Int64() + c.border.sent.Load()
 }
 
 // Close ends all connections. The Sessions must have ended before.
 func (c *Client) Close() error {
 	err := c.listener.Close()
-	return errors.Join(append(c.bt.Close(), err)...)
+	return errors.Join(append(c.bt.Close(), err, c.border.close())...)
 }
 
 // dialer dials peers over TLS from the node's own address.

@@ -36,7 +36,7 @@ const (
 // coordinator is the one goroutine that asks for leases, hands them to the fetchers and reports.
 type coordinator struct {
 	s       *Session
-	jobs    chan int // to the fetchers; never full, as at most fetchers leases are open
+	jobs    chan Lease // to the fetchers; never full, as at most fetchers leases are open
 	results chan result
 	open    []int
 
@@ -54,7 +54,7 @@ type coordinator struct {
 
 func newCoordinator(s *Session) *coordinator {
 	return &coordinator{
-		s: s, jobs: make(chan int, fetchers), results: make(chan result, fetchers),
+		s: s, jobs: make(chan Lease, fetchers), results: make(chan result, fetchers),
 		peers: map[string]string{}, interval: beforeReply, answered: time.Now(),
 	}
 }
@@ -128,8 +128,8 @@ func (c *coordinator) step(ctx context.Context) time.Duration {
 		c.takeShare(now, reply.Peers)
 		return c.interval
 	}
-	for _, i := range reply.Leases[:min(want, len(reply.Leases))] {
-		c.begin(i)
+	for _, l := range reply.Leases[:min(want, len(reply.Leases))] {
+		c.begin(l)
 	}
 	// Asked for and not given: a piece may become free well before the next heartbeat.
 	if c.want(now) > 0 && reply.Retry > 0 {
@@ -157,7 +157,8 @@ func (c *coordinator) report(want int, now time.Time) Report {
 	r.Have = c.s.pieces.store.Bitmap()
 	r.Stuck = c.s.offers.stuck(time.Unix(0, max(c.s.lastPiece.Load(), c.s.lastBlock.Load())), now)
 	c.askAgain(r.Stuck, now)
-	r.Doubts = c.s.trust.doubts(c.near, c.s.client.bt.BadPeerIPs(), now)
+	r.Doubts = append(c.s.sources.doubts(now), c.s.trust.doubts(c.near, c.s.client.bt.BadPeerIPs(), now)...)
+	r.Alone = c.s.sources.unreachable(now)
 	return r
 }
 
@@ -176,15 +177,16 @@ func (c *coordinator) askAgain(stuck []int, now time.Time) {
 	c.s.askAgain(stuck)
 }
 
-// begin hands piece i to the fetchers, unless the lease makes no sense.
-func (c *coordinator) begin(i int) {
+// begin hands l to the fetchers, unless it makes no sense.
+func (c *coordinator) begin(l Lease) {
+	i := l.Piece
 	if i < 0 || i >= len(c.s.torrent.Pieces) || c.s.pieces.store.Have(i) ||
 		slices.Contains(c.open, i) || len(c.open) >= fetchers {
 		return
 	}
 	c.open = append(c.open, i)
 	c.s.setLeased(i, true)
-	c.jobs <- i
+	c.jobs <- l
 }
 
 // connect tells the library of the known peers. New ones are told of at once.
@@ -239,7 +241,7 @@ func (c *coordinator) takeShare(now time.Time, others []Peer) {
 			continue
 		}
 		if quiet || rendezvous.Owner(strconv.Itoa(i)+"/"+c.s.torrent.Digest.Encoded(), names) == c.s.cfg.Name {
-			c.begin(i)
+			c.begin(Lease{Piece: i})
 		}
 	}
 }

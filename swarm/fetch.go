@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -82,19 +83,19 @@ type result struct {
 }
 
 // fetchLoop works on leases until ctx ends.
-func (s *Session) fetchLoop(ctx context.Context, jobs <-chan int, results chan<- result) error {
+func (s *Session) fetchLoop(ctx context.Context, jobs <-chan Lease, results chan<- result) error {
 	buf := make([]byte, fetchBuffer)
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case i := <-jobs:
-			err := s.fetchPiece(ctx, i, buf)
+		case l := <-jobs:
+			err := s.fetchPiece(ctx, l, buf)
 			if _, fatal := errors.AsType[*RootError](err); fatal {
 				return err
 			}
 			select {
-			case results <- result{i, err}:
+			case results <- result{l.Piece, err}:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -102,8 +103,27 @@ func (s *Session) fetchLoop(ctx context.Context, jobs <-chan int, results chan<-
 	}
 }
 
-// fetchPiece brings piece i from an origin into the storage and publishes it to the peers.
-func (s *Session) fetchPiece(ctx context.Context, i int, buf []byte) error {
+// fetchPiece brings a leased piece into the storage and publishes it to the peers. A source in another zone
+// is asked once: the origin has the piece as well.
+func (s *Session) fetchPiece(ctx context.Context, l Lease, buf []byte) error {
+	if l.From.Addr != "" {
+		err := s.fetchFrom(ctx, farNode{s, l.From.Addr}, l.Piece, buf, &s.imported)
+		if err == nil {
+			s.sources.gave()
+			s.bt.Piece(l.Piece).UpdateCompletion()
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		s.sources.failed(l.From.Name, errors.Is(err, errPiece), time.Now())
+		s.log.Info("another zone does not deliver a leased piece", "piece", l.Piece, "from", l.From.Name, "err", err)
+	}
+	return s.fetchOrigin(ctx, l.Piece, buf)
+}
+
+// fetchOrigin is fetchPiece from the origins.
+func (s *Session) fetchOrigin(ctx context.Context, i int, buf []byte) error {
 	n := len(s.cfg.Origins)
 	if n == 0 {
 		return errors.New("no origin to fetch from")
@@ -114,7 +134,7 @@ func (s *Session) fetchPiece(ctx context.Context, i int, buf []byte) error {
 			return ctx.Err()
 		}
 		k := s.origins.pick()
-		err := s.fetchFrom(ctx, s.cfg.Origins[k], i, buf)
+		err := s.fetchFrom(ctx, s.cfg.Origins[k], i, buf, &s.originBytes)
 		switch {
 		case err == nil:
 			s.bt.Piece(i).UpdateCompletion()
@@ -132,7 +152,8 @@ func (s *Session) fetchPiece(ctx context.Context, i int, buf []byte) error {
 	return last
 }
 
-func (s *Session) fetchFrom(ctx context.Context, origin Origin, i int, buf []byte) error {
+// fetchFrom writes piece i as origin has it, and counts the bytes.
+func (s *Session) fetchFrom(ctx context.Context, origin Origin, i int, buf []byte, count *atomic.Int64) error {
 	start, length := s.torrent.span(i)
 	body, err := origin.Range(ctx, start, length)
 	if err != nil {
@@ -145,7 +166,7 @@ func (s *Session) fetchFrom(ctx context.Context, origin Origin, i int, buf []byt
 			return err
 		}
 		n, err := io.ReadFull(body, part)
-		s.originBytes.Add(int64(n))
+		count.Add(int64(n))
 		if err != nil {
 			return fmt.Errorf("after %d of %d bytes: %w", at+int64(n), length, err)
 		}

@@ -19,8 +19,8 @@ import (
 	"github.com/shoal-project/shoal/model"
 )
 
-// Leaser is where a node says what it holds of one blob and learns which pieces it alone should
-// fetch from the origin. The tracker's client is one; errors are waited out.
+// Leaser is where a node says what it holds of one blob and learns which pieces it alone of its zone should
+// fetch, from the origin or from another zone. The tracker's client is one; errors are waited out.
 type Leaser interface {
 	Announce(ctx context.Context, r Report) (Reply, error)
 }
@@ -31,17 +31,24 @@ type Report struct {
 	Complete bool
 	Open     []int    // leases that it works on
 	Stuck    []int    // pieces that peers offer and do not deliver
-	Doubts   []string // names of peers that give it nothing, of the last reply that named any
+	Doubts   []string // names of peers that give it nothing: sources, and those of the last reply that named any
+	Alone    bool     // it cannot reach other zones
 	Want     int      // leases that it can begin now
 	Left     bool     // it leaves the swarm
 }
 
+// Lease is a piece that a node alone of its zone fetches.
+type Lease struct {
+	Piece int
+	From  Peer // of another zone; the zero value is the origin
+}
+
 // Reply answers a Report.
 type Reply struct {
-	Leases   []int
+	Leases   []Lease
 	Retry    time.Duration // when to ask again for leases that were wanted and not given; 0 means Interval
 	Interval time.Duration // when to report again at the latest
-	Peers    []Peer        // others to connect to; those of earlier replies stay known
+	Peers    []Peer        // others of the zone to connect to; those of earlier replies stay known
 	// Share says that nobody gives leases: the node takes its own share of the pieces, by rendezvous
 	// hash among itself and Peers, which are then all that take part.
 	Share bool
@@ -70,10 +77,11 @@ type JoinConfig struct {
 
 // Stats counts a Session's body bytes.
 type Stats struct {
-	Origin int64 // read from origins
-	Peers  int64 // blocks received from peers
-	Sent   int64 // blocks sent to peers
-	Wasted int64 // of Origin and Peers: received twice, or wrong
+	Origin   int64 // read from origins
+	Peers    int64 // received from peers, of any zone
+	Imported int64 // of Peers: on leases, from other zones
+	Sent     int64 // sent to peers, of any zone
+	Wasted   int64 // of Origin and Peers: received twice, or wrong
 }
 
 // Session is one node's part in one swarm.
@@ -88,10 +96,13 @@ type Session struct {
 	trust   *trust
 	bt      *torrent.Torrent
 	origins originChoice
+	sources sources
 	failed  chan error // the first fatal error
 
 	atStart     int64 // bytes held at the start
 	originBytes atomic.Int64
+	imported    atomic.Int64 // bytes from other zones
+	exported    atomic.Int64 // bytes to other zones
 	lastPiece   atomic.Int64 // UnixNano of the last new piece, or of the start
 	lastBlock   atomic.Int64 // UnixNano of the last block from a peer
 	final       atomic.Pointer[Stats]
@@ -232,9 +243,10 @@ func (s *Session) Stats() Stats {
 	}
 	counts := s.bt.Stats()
 	out := Stats{
-		Origin: s.originBytes.Load(),
-		Peers:  counts.BytesReadData.Int64(),
-		Sent:   counts.BytesWrittenData.Int64(),
+		Origin:   s.originBytes.Load(),
+		Peers:    counts.BytesReadData.Int64() + s.imported.Load(),
+		Imported: s.imported.Load(),
+		Sent:     counts.BytesWrittenData.Int64() + s.exported.Load(),
 	}
 	if s.pieces.complete() {
 		out.Wasted = max(0, out.Origin+out.Peers-(s.torrent.Size-s.atStart))

@@ -117,6 +117,7 @@ type board struct {
 	mu    sync.Mutex
 	table *lease.Table
 	addrs map[string]string
+	zones map[string]string
 	told  map[string]int // of how many others each was told last
 	down  atomic.Bool
 	// noLeases makes it tell everyone about everyone and give no leases.
@@ -127,6 +128,7 @@ func newBoard(t Torrent) *board {
 	return &board{
 		table: lease.New(len(t.Pieces), lease.Config{}, time.Now()),
 		addrs: map[string]string{},
+		zones: map[string]string{},
 		told:  map[string]int{},
 	}
 }
@@ -135,6 +137,7 @@ func newBoard(t Torrent) *board {
 type leaser struct {
 	*board
 	name, addr string
+	zone       string
 	pieces     int
 }
 
@@ -151,7 +154,7 @@ func (l *leaser) Announce(_ context.Context, r Report) (Reply, error) {
 		delete(l.addrs, l.name)
 		return Reply{}, nil
 	}
-	l.addrs[l.name] = l.addr
+	l.addrs[l.name], l.zones[l.name] = l.addr, l.zone
 	have := lease.FullBitmap(l.pieces)
 	if !r.Complete {
 		var err error
@@ -159,14 +162,18 @@ func (l *leaser) Announce(_ context.Context, r Report) (Reply, error) {
 			return Reply{}, err
 		}
 	}
-	l.table.Report(l.name, have, r.Open, r.Stuck, now)
-	l.table.Doubt(l.name, r.Doubts)
+	l.table.Report(l.name, l.zone, have, r.Open, r.Stuck, now)
+	l.table.Doubt(l.name, r.Doubts, r.Alone)
 	reply := Reply{Interval: 100 * time.Millisecond}
 	if r.Want > 0 && !l.noLeases {
-		reply.Leases, reply.Retry = l.table.Grant(l.name, r.Want, now)
+		var leases []lease.Lease
+		leases, reply.Retry = l.table.Grant(l.name, r.Want, now)
+		for _, g := range leases {
+			reply.Leases = append(reply.Leases, Lease{Piece: g.Piece, From: Peer{g.From, l.addrs[g.From]}})
+		}
 	}
 	for name, addr := range l.addrs {
-		if name != l.name {
+		if name != l.name && l.zones[name] == l.zone {
 			reply.Peers = append(reply.Peers, Peer{Name: name, Addr: addr})
 		}
 	}
@@ -211,7 +218,9 @@ type swarmUnderTest struct {
 	blob   blob
 	board  *board
 	origin *origin
-	ca     string // folder of a CA; "" is plain text
+	zone   string        // of the nodes that are started next
+	stall  time.Duration // of a border; 0 is the usual
+	ca     string        // folder of a CA; "" is plain text
 	nodes  []*node
 }
 
@@ -233,6 +242,9 @@ func (s *swarmUnderTest) client(name string) *Client {
 	c, err := New(cfg)
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	if s.stall > 0 {
+		c.border.stall = s.stall
 	}
 	return c
 }
@@ -270,7 +282,7 @@ func (s *swarmUnderTest) startWith(m *memory) *node {
 	n := &node{name: name, client: s.client(name), storage: m, ended: make(chan error, 1)}
 	session, err := n.client.Join(s.blob.torrent, m, JoinConfig{
 		Name:    name,
-		Leaser:  &leaser{board: s.board, name: name, addr: n.client.Addr(), pieces: len(s.blob.torrent.Pieces)},
+		Leaser:  &leaser{board: s.board, name: name, zone: s.zone, addr: n.client.Addr(), pieces: len(s.blob.torrent.Pieces)},
 		Origins: []Origin{s.origin},
 	})
 	if err != nil {

@@ -24,6 +24,7 @@ type announced struct {
 	open   []int
 	stuck  []int
 	doubts []string
+	alone  bool
 	want   int
 	left   bool
 	fresh  bool // the node has no reply of ours yet
@@ -119,6 +120,7 @@ func checkAnnounce(key client.Key, wire client.Announce) (announced, error) {
 	a.open = wire.Open[:min(len(wire.Open), client.MaxOpen)]
 	a.stuck = wire.Stuck[:min(len(wire.Stuck), client.MaxStuck)]
 	a.doubts = wire.Doubts[:min(len(wire.Doubts), client.MaxDoubts)]
+	a.alone = wire.Alone
 	a.want = min(max(wire.Want, 0), client.MaxWant)
 	return a, nil
 }

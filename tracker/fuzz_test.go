@@ -59,7 +59,7 @@ func FuzzAnnounce(f *testing.F) {
 		if len(reply.Leases) > max(sent.Want, 0) || len(reply.Peers) > 7 || reply.Holders < 0 || reply.Holders > 7 {
 			t.Fatalf("reply %+v to %+v", reply, sent)
 		}
-		for _, p := range reply.Leases {
+		for _, p := range pieces(reply.Leases) {
 			if p < 0 || p >= model.NumPieces(sent.Size) {
 				t.Fatalf("lease %d of %d pieces", p, model.NumPieces(sent.Size))
 			}

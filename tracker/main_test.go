@@ -146,7 +146,7 @@ func (n *node) ask(want int) client.AnnounceReply {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.a.Open = append(n.a.Open, reply.Leases...)
+	n.a.Open = append(n.a.Open, pieces(reply.Leases)...)
 	return reply
 }
 
@@ -188,4 +188,12 @@ func (a *authority) issue(identity string) *certs.Bundle {
 		a.t.Fatal(err)
 	}
 	return b
+}
+
+// pieces are those of leases.
+func pieces(leases []client.Lease) (out []int) {
+	for _, l := range leases {
+		out = append(out, l.Piece)
+	}
+	return out
 }

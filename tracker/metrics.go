@@ -36,7 +36,7 @@ func newMetrics() *metrics {
 		announces: counter("announces_total", "Announces that were accepted."),
 		refused:   counters("requests_refused_total", "Requests answered with an error, by HTTP status.", "status"),
 		leases: counters("leases_total",
-			"Leases: first (nobody held the piece), second (of a slow node, again at the end), rescue (its holders do not deliver), adopted (from a tracker before this one).", "kind"),
+			"Leases: first (nobody held the piece), import (only other zones did), second (of a slow node, again at the end), rescue (its holders do not deliver), adopted (from a tracker before this one).", "kind"),
 		ended: counters("leases_ended_total",
 			"Leases that ended without their piece: lapsed (the origin went past), dropped (by the node), lost (with the node).", "reason"),
 		lostNodes:     counter("nodes_lost_total", "Nodes that stopped to announce themselves in a swarm."),
@@ -69,6 +69,7 @@ func (m *metrics) count(before, after lease.Stats) {
 		}
 	}
 	add(m.leases, "first", before.Granted, after.Granted)
+	add(m.leases, "import", before.Imports, after.Imports)
 	add(m.leases, "second", before.Seconds, after.Seconds)
 	add(m.leases, "rescue", before.Rescues, after.Rescues)
 	add(m.leases, "adopted", before.Adopted, after.Adopted)

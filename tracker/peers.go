@@ -8,10 +8,10 @@ import (
 )
 
 const (
-	// farShare is how many of an asker's peers come from each farther place, if it has so many.
+	// otherRacks is how many of an asker's peers stand in other racks of its zone, if there are so many.
 	// With near ones only, a rack would be a swarm of its own, and what is leased elsewhere would
-	// never come in.
-	farShare = client.MaxPeers / 5
+	// never come in. What other zones have comes in by leases (package lease).
+	otherRacks = client.MaxPeers / 5
 	// resendPeers is how often an unchanged list is sent all the same: a reply may have been lost.
 	resendPeers = 10 * time.Second
 )
@@ -46,62 +46,29 @@ func (sw *swarm) peersFor(m *member, fresh bool, now time.Time) []client.Peer {
 	return peers
 }
 
-// Places, near to far.
-const (
-	sameRack = iota
-	sameZone
-	elsewhere
-	places
-)
-
-func place(a, b client.Peer) int {
-	switch {
-	case a.Zone == "" || a.Zone != b.Zone:
-		return elsewhere
-	case a.Rack == "" || a.Rack != b.Rack:
-		return sameZone
-	}
-	return sameRack
-}
-
-// nearest chooses at most client.MaxPeers members for m, near ones first. Among equally near ones
-// each asker has an order of its own, so that not everybody dials the same fifty; it is stable, so
+// nearest chooses at most client.MaxPeers members of m's zone for it, those of its rack first. Among equally
+// near ones each asker has an order of its own, so that not everybody dials the same fifty; it is stable, so
 // that a join far behind changes nothing.
 func nearest(m *member, all map[string]*member) []*member {
-	var byPlace [places]ranking
+	var rack, zone ranking
 	for _, other := range all {
-		if other != m {
-			p := place(m.peer, other.peer)
-			byPlace[p].add(mix(m.hash, other.hash), other)
+		switch rank := mix(m.hash, other.hash); {
+		case other == m || other.peer.Zone != m.peer.Zone:
+		case m.peer.Rack != "" && other.peer.Rack == m.peer.Rack:
+			rack.add(rank, other)
+		default:
+			zone.add(rank, other)
 		}
 	}
-	var have [places]int
-	for p := range byPlace {
-		have[p] = len(byPlace[p])
-	}
+	fromRack := min(len(rack), client.MaxPeers-min(len(zone), otherRacks))
 	chosen := make([]*member, 0, client.MaxPeers)
-	for p, n := range quotas(have) {
-		for _, c := range byPlace[p][:n] {
-			chosen = append(chosen, c.member)
-		}
+	for _, c := range rack[:fromRack] {
+		chosen = append(chosen, c.member)
+	}
+	for _, c := range zone[:min(len(zone), client.MaxPeers-fromRack)] {
+		chosen = append(chosen, c.member)
 	}
 	return chosen
-}
-
-// quotas shares client.MaxPeers among the places of which have members are there: near ones
-// first, but farShare are kept for each farther place.
-func quotas(have [places]int) (take [places]int) {
-	left := client.MaxPeers
-	for p := sameRack + 1; p < places; p++ {
-		take[p] = min(have[p], farShare)
-		left -= take[p]
-	}
-	for p := range have {
-		more := min(have[p]-take[p], left)
-		take[p] += more
-		left -= more
-	}
-	return take
 }
 
 // ranking holds the members with the lowest ranks, client.MaxPeers at most, in order.

@@ -35,24 +35,26 @@ func TestPeersAreSentWhenTheyChange(t *testing.T) {
 		}
 	}
 	expect("alone", a)
-	expect("first reply", far, "a")
-	expect("a join", a, "far")
+	expect("first reply", zone, "a")
+	expect("a join", a, "zone")
 	expect("nothing new", a)
 	rack.a.Complete = true
-	expect("a near one", rack, "a", "far")
-	zone.ask(0)
+	expect("a near one", rack, "a", "zone")
+	expect("a zone of its own", far)
 	got := a.ask(0).Peers
 	want := []client.Peer{
 		{Node: "rack", Addr: "127.0.0.4:1", Zone: "z1", Rack: "r1", Complete: true},
 		{Node: "zone", Addr: "127.0.0.3:1", Zone: "z1", Rack: "r2"},
-		{Node: "far", Addr: "127.0.0.2:1", Zone: "z2", Rack: "r1"},
 	}
 	if !slices.Equal(got, want) {
 		t.Fatalf("peers %+v, want near ones first: %+v", got, want)
 	}
 	far.a.Addr = "127.0.0.2:2"
 	far.ask(0)
-	expect("a new address", a, "rack", "zone", "far")
+	expect("a new address in another zone", a)
+	zone.a.Addr = "127.0.0.3:2"
+	zone.ask(0)
+	expect("a new address", a, "rack", "zone")
 	r.clock.advance(time.Second)
 	expect("nothing new later", a)
 	for range 10 {
@@ -61,38 +63,95 @@ func TestPeersAreSentWhenTheyChange(t *testing.T) {
 			n.ask(0)
 		}
 	}
-	expect("after a reply that may be lost", a, "rack", "zone", "far")
+	expect("after a reply that may be lost", a, "rack", "zone")
 	// A node that was started again knows nobody.
 	again := at("a", "127.0.0.1:1", "z1", "r1")
-	expect("a fresh process", again, "rack", "zone", "far")
+	expect("a fresh process", again, "rack", "zone")
+	far.a.Zone = "z1"
+	far.ask(0)
+	moved := names(a.ask(0).Peers) // equally near ones come in an order of the asker's
+	if slices.Sort(moved); !slices.Equal(moved, []string{"far", "rack", "zone"}) {
+		t.Fatalf("after a move: peers %v", moved)
+	}
 	far.a.Left = true
 	far.ask(0)
 	expect("a leave", a, "rack", "zone")
 }
 
-func TestQuotas(t *testing.T) {
-	tests := []struct {
-		name       string
-		have, want [places]int
-	}{
-		{"nobody", [places]int{}, [places]int{}},
-		{"few", [places]int{3, 2, 1}, [places]int{3, 2, 1}},
-		{"a full rack", [places]int{100, 100, 100}, [places]int{30, 10, 10}},
-		{"a full rack alone", [places]int{100, 0, 0}, [places]int{50, 0, 0}},
-		{"a small zone", [places]int{100, 3, 0}, [places]int{47, 3, 0}},
-		{"a small rack", [places]int{2, 100, 100}, [places]int{2, 38, 10}},
-		{"no places known", [places]int{0, 0, 100}, [places]int{0, 0, 50}},
+// TestImports: what another zone holds is leased with the name and address of one who has it.
+func TestImports(t *testing.T) {
+	r := newRegion(t, Config{})
+	key := keyOf(1, model.Hash{})
+	a, b := newNode(r, "a", "127.0.0.1:1", key), newNode(r, "b", "127.0.0.2:1", key)
+	a.a.Zone, b.a.Zone = "z1", "z2"
+	a.ask(0)
+	r.clock.advance(time.Second)
+	a.ask(2)
+	r.clock.advance(100 * time.Millisecond)
+	a.fetched()
+	a.ask(0)
+	reply := b.ask(3)
+	want := []client.Lease{{Piece: 0, Node: "a", Addr: "127.0.0.1:1"}, {Piece: 1, Node: "a", Addr: "127.0.0.1:1"}, {Piece: 2}}
+	if !slices.Equal(reply.Leases, want) || len(reply.Peers) != 0 {
+		t.Fatalf("%+v, want leases %+v and no peers", reply, want)
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			if got := quotas(tt.have); got != tt.want {
-				t.Errorf("quotas(%v) = %v, want %v", tt.have, got, tt.want)
-			}
-		})
+	list, err := a.c.Swarms(t.Context())
+	if err != nil || len(list) != 1 || list[0].Imports != 2 || list[0].Granted != 3 {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 
-// TestPeersSpread looks at the graph that the lists make: everybody is in reach of everybody, and
+func TestNearest(t *testing.T) {
+	tests := []struct {
+		name             string
+		rack, zone, far  int // others that there are
+		fromRack, fromZn int // that are chosen
+	}{
+		{"nobody", 0, 0, 0, 0, 0},
+		{"few", 3, 2, 1, 3, 2},
+		{"a full rack", 100, 100, 100, 40, 10},
+		{"a full rack alone", 100, 0, 100, 50, 0},
+		{"a small zone", 100, 3, 0, 47, 3},
+		{"a small rack", 2, 100, 100, 2, 48},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			asker := &member{peer: client.Peer{Node: "asker", Zone: "z", Rack: "r"}}
+			all := map[string]*member{"asker": asker}
+			add := func(n int, zone, rack string) {
+				for range n {
+					p := client.Peer{Node: fmt.Sprint("node-", len(all)), Zone: zone, Rack: rack}
+					all[p.Node] = &member{peer: p, hash: stringHash(p.Node)}
+				}
+			}
+			add(tt.rack, "z", "r")
+			add(tt.zone, "z", "s")
+			add(tt.far, "y", "r")
+			got := nearest(asker, all)
+			for i, m := range got {
+				want := "s"
+				if i < tt.fromRack {
+					want = "r"
+				}
+				if m.peer.Zone != "z" || m.peer.Rack != want {
+					t.Errorf("peer %d is %+v", i, m.peer)
+				}
+			}
+			if len(got) != tt.fromRack+tt.fromZn {
+				t.Errorf("%d peers", len(got))
+			}
+		})
+	}
+	same := map[string]*member{}
+	for i := range 3 {
+		same[fmt.Sprint(i)] = &member{peer: client.Peer{Node: fmt.Sprint(i)}}
+	}
+	if got := nearest(same["0"], same); len(got) != 2 {
+		t.Errorf("nodes without a zone are in one: %d", len(got))
+	}
+}
+
+// TestPeersSpread looks at the graph that the lists make: everybody is in reach of everybody in the zone, and
 // nobody is dialled by all.
 func TestPeersSpread(t *testing.T) {
 	tests := []struct {
@@ -119,17 +178,16 @@ func TestPeersSpread(t *testing.T) {
 					t.Fatalf("%s has %d peers", name, len(list))
 				}
 				seen := map[string]bool{name: true}
-				nearer := sameRack
+				otherRack := false
 				for _, p := range list {
 					if seen[p.peer.Node] {
 						t.Fatalf("%s has %s twice, or itself", name, p.peer.Node)
 					}
 					seen[p.peer.Node] = true
-					if at := place(m.peer, p.peer); at < nearer {
-						t.Fatalf("%s has nearer peers behind farther ones", name)
-					} else {
-						nearer = at
+					if p.peer.Zone != m.peer.Zone || otherRack && p.peer.Rack == m.peer.Rack {
+						t.Fatalf("%s has %+v behind farther ones, or from another zone", name, p.peer)
 					}
+					otherRack = p.peer.Rack != m.peer.Rack
 					dialled[p.peer.Node]++
 					neighbours[name] = append(neighbours[name], p.peer.Node)
 					neighbours[p.peer.Node] = append(neighbours[p.peer.Node], name)
@@ -149,7 +207,7 @@ func TestPeersSpread(t *testing.T) {
 					}
 				}
 			}
-			if len(reached) != tt.nodes {
+			if len(reached) < tt.nodes/tt.zones {
 				t.Errorf("%d of %d nodes are in reach of the first", len(reached), tt.nodes)
 			}
 		})

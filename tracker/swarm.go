@@ -183,11 +183,17 @@ func (sw *swarm) take(a announced) (reply client.AnnounceReply, ok bool, err err
 		return reply, true, err
 	}
 	sw.left = now
-	sw.table.Report(name, a.have, a.open, a.stuck, now)
-	sw.table.Doubt(name, a.doubts)
+	sw.table.Report(name, a.peer.Zone, a.have, a.open, a.stuck, now)
+	sw.table.Doubt(name, a.doubts, a.alone)
 	if a.want > 0 {
-		var retry time.Duration
-		reply.Leases, retry = sw.table.Grant(name, a.want, now)
+		leases, retry := sw.table.Grant(name, a.want, now)
+		for _, l := range leases {
+			out := client.Lease{Piece: l.Piece}
+			if from := sw.members[l.From]; from != nil {
+				out.Node, out.Addr = l.From, from.peer.Addr
+			}
+			reply.Leases = append(reply.Leases, out)
+		}
 		if len(reply.Leases) < a.want {
 			reply.RetryMS = max(1, (retry + time.Millisecond - 1).Milliseconds())
 		}
@@ -265,6 +271,7 @@ func (sw *swarm) state() client.Swarm {
 		Nodes:    st.Nodes,
 		Complete: st.Complete,
 		Granted:  st.Granted,
+		Imports:  st.Imports,
 		Seconds:  st.Seconds,
 		Rescues:  st.Rescues,
 		Adopted:  st.Adopted,

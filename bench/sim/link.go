@@ -153,7 +153,7 @@ func (w *world) next(c *conn) (request, bool) {
 			c.queue = c.queue[1:]
 			continue
 		}
-		if c.origin && c.member != m.layer.mirror && int(r.piece) >= m.layer.filled {
+		if c.peer == m.layer.mirror && int(r.piece) >= m.layer.filled {
 			m.layer.parked = append(m.layer.parked, c.id)
 			return r, false // kept, until the mirror has it
 		}

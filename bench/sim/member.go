@@ -51,6 +51,14 @@ type layer struct {
 	done    []moment // of the members that finished, in order
 }
 
+// parts is how many parts of a piece share c's supplier's uplink with others.
+func (l *layer) parts(c *conn) int {
+	if c.peer == l.mirror {
+		return l.chunks
+	}
+	return l.blocks
+}
+
 // request is a block that was asked for.
 type request struct {
 	piece int32
@@ -67,6 +75,7 @@ type conn struct {
 	flying           int    // blocks that are on the way
 	peak             int    // requests that the last update added: the library's peakRequests
 	arrived          int    // chunks of a range
+	piece            int32  // that the range is of
 	gave             moment // when the last block came
 }
 
@@ -115,6 +124,7 @@ type member struct {
 	seed     uint64 // of its random order of pieces
 	links    []link
 	origins  [2]int32 // connections to the mirror, one a fetcher
+	imports  []int32  // connections to members in other zones
 	left     bool     // it is dead
 	talk     talk
 }
@@ -124,7 +134,7 @@ func (m *member) complete() bool { return m.missing == 0 }
 
 // forget frees what only an incomplete member needs.
 func (m *member) forget() {
-	m.have, m.asked, m.wanted, m.cells, m.blocks, m.wantedAt, m.orphans = nil, nil, nil, nil, nil, nil, nil
+	m.have, m.asked, m.wanted, m.cells, m.blocks, m.wantedAt, m.orphans, m.imports = nil, nil, nil, nil, nil, nil, nil, nil
 }
 
 // ask, want and hold keep cells and sets the same.
@@ -255,8 +265,13 @@ func (w *world) hangUp(dead *member) {
 		l.in.queue = nil
 		w.chooseIdle(o)
 	}
-	for _, id := range dead.origins {
+	for _, id := range slices.Concat(dead.origins[:], dead.imports) {
 		w.conns[id].open = false
+	}
+	for _, id := range dead.layer.members {
+		if m := w.members[id]; !m.left && !m.complete() && m.node.zone != dead.node.zone {
+			w.importsEnd(m, dead)
+		}
 	}
 }
 
@@ -298,7 +313,7 @@ func (w *world) arrive(c *conn, r request) {
 	}
 	n := w.blockBytes(c, r)
 	if c.origin {
-		w.rangeArrives(c, m, p)
+		w.rangeArrives(c, m, p, n)
 		return
 	}
 	if !c.open {

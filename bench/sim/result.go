@@ -19,6 +19,7 @@ type result struct {
 	// weigh less.
 	Ratio        float64 `json:"ratio"`
 	OriginCopies float64 `json:"origin_copies"` // sent by the mirror, from which the leases are read
+	ImportCopies float64 `json:"import_copies"` // sent by nodes to other zones
 	calibration
 
 	SimulatedBytes int64 `json:"simulated_bytes"`
@@ -58,6 +59,7 @@ type result struct {
 // leases are the tracker's counts, summed over the swarms.
 type leases struct {
 	Granted int `json:"granted"`
+	Imports int `json:"imports"`
 	Seconds int `json:"seconds"`
 	Rescues int `json:"rescues"`
 	Lapsed  int `json:"lapsed"`
@@ -118,7 +120,7 @@ func (w *world) result(wholeLayers int) (result, error) {
 	seconds := w.now.Seconds()
 	r := result{
 		Nodes: w.cfg.Nodes, Bytes: w.cfg.LayerBytes * int64(wholeLayers),
-		Ratio: w.ratio(false), SpareRatio: w.ratio(true), WholeRatio: w.wholeRatio(wholeLayers), OriginCopies: w.copies(),
+		Ratio: w.ratio(false), SpareRatio: w.ratio(true), WholeRatio: w.wholeRatio(wholeLayers), OriginCopies: w.copies(), ImportCopies: float64(w.imported) / float64(w.cfg.LayerBytes*int64(w.cfg.Layers)),
 		SimulatedBytes: w.cfg.LayerBytes * int64(w.cfg.Layers),
 		BoundS:         w.bound().Seconds(),
 		FirstS:         times[0].Seconds(), MedianS: times[len(times)/2].Seconds(), LastS: times[len(times)-1].Seconds(),
@@ -144,6 +146,7 @@ func (w *world) result(wholeLayers int) (result, error) {
 	swarms, err := w.tracker.swarms()
 	for _, s := range swarms {
 		r.Leases.Granted += s.Granted
+		r.Leases.Imports += s.Imports
 		r.Leases.Seconds += s.Seconds
 		r.Leases.Rescues += s.Rescues
 		r.Leases.Lapsed += s.Lapsed

@@ -70,9 +70,9 @@ func (w *world) answered(m *member) {
 	m.node.epoch = reply.Epoch
 	t.interval = reply.Interval()
 	w.meet(m, reply.Peers)
-	for _, p := range reply.Leases {
-		if !m.complete() && !m.have.has(p) && len(t.open) < swarm.Fetchers && !slices.Contains(t.open, p) {
-			w.begin(m, p)
+	for _, l := range reply.Leases {
+		if !m.complete() && !m.have.has(l.Piece) && len(t.open) < swarm.Fetchers && !slices.Contains(t.open, l.Piece) {
+			w.begin(m, l)
 		}
 	}
 	if t.ended {
@@ -86,6 +86,22 @@ func (w *world) answered(m *member) {
 	w.at(w.now+wait, event{kind: announceDue, a: m.id, b: t.timer})
 }
 
+// importsEnd has m fetch from the mirror what a member that died was sending it.
+func (w *world) importsEnd(m, dead *member) {
+	for _, id := range m.imports {
+		c := w.conns[id]
+		if c.peer != dead.id || !c.open {
+			continue
+		}
+		c.open = false
+		for _, p := range m.talk.open {
+			if c.piece == int32(p) && c.arrived < m.layer.parts(c) {
+				w.fetchOrigin(m, p)
+			}
+		}
+	}
+}
+
 // endLease ends the lease of piece p.
 func (w *world) endLease(m *member, p int) {
 	t := &m.talk
@@ -95,33 +111,65 @@ func (w *world) endLease(m *member, p int) {
 	w.announce(m)
 }
 
-// begin fetches a leased piece from the mirror.
-func (w *world) begin(m *member, p int) {
-	m.talk.open = append(m.talk.open, p)
-	m.lease(p, true)
+// begin fetches a leased piece, from another zone or the mirror.
+func (w *world) begin(m *member, l client.Lease) {
+	m.talk.open = append(m.talk.open, l.Piece)
+	m.lease(l.Piece, true)
+	if l.Node != "" {
+		from := m.layer.memberOf(w, w.byName[l.Node])
+		if from != nil && from.has(l.Piece) {
+			w.fetch(m, w.importFrom(m, from), l.Piece)
+			return
+		}
+	}
+	w.fetchOrigin(m, l.Piece)
+}
+
+// fetchOrigin fetches a piece from the mirror.
+func (w *world) fetchOrigin(m *member, p int) {
 	for _, id := range m.origins {
-		c := w.conns[id]
-		if c.pending() > 0 {
-			continue
+		if c := w.conns[id]; c.pending() == 0 {
+			w.beginFill(m.layer)
+			w.fetch(m, c, p)
+			return
 		}
-		c.arrived = 0
-		for b := range m.layer.chunks {
-			c.queue = append(c.queue, request{piece: int32(p), block: uint8(b)})
-		}
-		w.beginFill(m.layer)
-		w.ready(c)
-		return
 	}
 }
 
-// rangeArrives takes a chunk of a range that the mirror sends.
-func (w *world) rangeArrives(c *conn, m *member, p int) {
-	if m.left {
+// importFrom returns a connection of m to a member in another zone on which nothing is under way.
+func (w *world) importFrom(m, from *member) *conn {
+	for _, id := range m.imports {
+		if c := w.conns[id]; c.peer == from.id && c.open && c.pending() == 0 {
+			return c
+		}
+	}
+	c := w.newConn(m.id, from.id)
+	c.origin = true
+	m.imports = append(m.imports, c.id)
+	return c
+}
+
+// fetch asks for a whole piece by HTTP.
+func (w *world) fetch(m *member, c *conn, p int) {
+	c.arrived, c.piece = 0, int32(p)
+	for b := range m.layer.parts(c) {
+		c.queue = append(c.queue, request{piece: int32(p), block: uint8(b)})
+	}
+	w.ready(c)
+}
+
+// rangeArrives takes a chunk of a range that the mirror, or a node of another zone, sends.
+func (w *world) rangeArrives(c *conn, m *member, p int, n int64) {
+	if m.left || !c.open {
 		return
+	}
+	if c.peer != m.layer.mirror {
+		w.received += n
+		w.imported += n
 	}
 	c.arrived++
 	m.last = w.now
-	if c.arrived < m.layer.chunks {
+	if c.arrived < m.layer.parts(c) {
 		return
 	}
 	if m.complete() || m.have.has(p) {

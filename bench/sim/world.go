@@ -78,6 +78,7 @@ type world struct {
 	waiting  int // live nodes that are not finished
 	lost     int
 	received int64 // body bytes from peers
+	imported int64 // of them, by leases, from other zones
 	wasted   int64
 	load     load
 	report   func(now moment, done float64)
@@ -346,11 +347,8 @@ func (w *world) blockBytes(c *conn, r request) int64 {
 	m := w.members[c.member]
 	l := m.layer
 	n := min(l.length, l.size-int64(r.piece)*l.length)
-	switch {
-	case m.id == l.mirror:
+	if m.id == l.mirror {
 		return n
-	case c.origin:
-		return n / int64(l.chunks)
 	}
-	return n / int64(l.blocks)
+	return n / int64(l.parts(c))
 }

@@ -89,8 +89,11 @@ type Announce struct {
 	// Stuck are pieces that peers announce and the node cannot get from them.
 	Stuck []int `json:"stuck,omitempty"`
 	// Doubts are nodes that give this one nothing, whatever they announce: it was lied to by them, or
-	// cannot reach them, or waits in vain. What only they hold is leased to it.
+	// cannot reach them, or waits in vain. What only they hold is leased to it, and none of them is named as
+	// a Lease's source.
 	Doubts []string `json:"doubts,omitempty"`
+	// Alone says that the node cannot reach other zones: nothing is leased to it from there.
+	Alone bool `json:"alone,omitempty"`
 	// Want is how many leases the node can begin now; 0 is a mere heartbeat.
 	Want int `json:"want,omitempty"`
 	// Left says that the node leaves the swarm: its leases are free at once.
@@ -106,15 +109,24 @@ type AnnounceReply struct {
 	Epoch string `json:"epoch"`
 	// IntervalMS is how soon, in milliseconds, the node has to announce again to stay a member.
 	IntervalMS int64 `json:"intervalMS"`
-	// Leases are the pieces that the node alone should fetch from the origin now, in this order.
-	Leases []int `json:"leases,omitempty"`
+	// Leases are the pieces that the node, alone of its zone, should fetch now, in this order.
+	Leases []Lease `json:"leases,omitempty"`
 	// RetryMS is when, in milliseconds, to ask again for leases that were wanted and not given.
 	RetryMS int64 `json:"retryMS,omitempty"`
-	// Peers are at most MaxPeers others, near ones first, never the asker. It is left out while
-	// nothing has changed for the asker: the node adds what comes and removes nothing.
+	// Peers are at most MaxPeers others of the asker's zone, near ones first. What other zones have comes
+	// in by leases. It is left out while nothing has changed for the asker: the node adds what comes and
+	// removes nothing.
 	Peers []Peer `json:"peers,omitempty"`
 	// Holders is how many other live nodes hold every piece.
 	Holders int `json:"holders"`
+}
+
+// Lease is a piece to fetch.
+type Lease struct {
+	Piece int `json:"piece"`
+	// Node and Addr are those of the node in another zone to fetch it from; empty means the origin.
+	Node string `json:"node,omitempty"`
+	Addr string `json:"addr,omitempty"`
 }
 
 // Interval returns IntervalMS as a duration.
@@ -209,6 +221,7 @@ type Swarm struct {
 	Nodes    int     `json:"nodes"`    // live nodes
 	Complete int     `json:"complete"` // live nodes that hold every piece
 	Granted  int     `json:"granted"`  // leases of pieces that nobody held
+	Imports  int     `json:"imports"`  // leases of pieces that only other zones held
 	Seconds  int     `json:"seconds"`  // leases given a second time at the end
 	Rescues  int     `json:"rescues"`  // leases of pieces whose holders do not deliver
 	Adopted  int     `json:"adopted"`  // leases taken over from a tracker before this one

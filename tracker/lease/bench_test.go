@@ -35,8 +35,8 @@ func BenchmarkAnnounce(b *testing.B) {
 				now = now.Add(500 * time.Microsecond)
 				name := fmt.Sprint(n)
 				table.Expire(now)
-				table.Report(name, have[n], nil, nil, now)
-				open[n], _ = table.Grant(name, 1, now)
+				table.Report(name, "", have[n], nil, nil, now)
+				open[n] = piecesOf(table.Grant(name, 1, now))
 				granted += len(open[n])
 			}
 		})
@@ -57,12 +57,12 @@ func BenchmarkDoubts(b *testing.B) {
 	var names []string
 	for i := range peers {
 		names = append(names, fmt.Sprint(i))
-		table.Report(names[i], have, nil, nil, now)
+		table.Report(names[i], "", have, nil, nil, now)
 	}
-	table.Report("other", have, nil, nil, now) // so that not one of the pieces is to be leased again
-	table.Report("asks", NewBitmap(pieces), nil, nil, now)
-	table.Doubt("asks", names)
+	table.Report("other", "", have, nil, nil, now) // so that not one of the pieces is to be leased again
+	table.Report("asks", "", NewBitmap(pieces), nil, nil, now)
+	table.Doubt("asks", names, false)
 	for b.Loop() {
-		table.doubtful(table.nodes["asks"])
+		table.zones[0].doubtful(table.nodes["asks"])
 	}
 }

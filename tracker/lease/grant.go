@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"math/bits"
 	"slices"
 	"time"
@@ -11,15 +12,18 @@ import (
 //
 //   - pieces that it is stuck at, one node a piece at a time, whatever else holds: there is no
 //     other way to them;
-//   - the lowest pieces that no live node holds and nobody leases, unless the node has to wait
-//     for its fetched pieces to spread or is ahead of its fair share;
-//   - pieces that only nodes hold which give it nothing (Doubt), one node a piece at a time;
+//   - the lowest pieces that its zone neither holds nor leases, unless another zone is fetching them from
+//     the origin, and unless the node has to wait for its fetched pieces to spread or is ahead of its fair
+//     share;
+//   - pieces that only members of its zone hold which give it nothing (Doubt), one node a piece at a time;
 //   - when none is left, the oldest open lease of a slow node, a second time, within a duplicate
 //     budget of 1 % of the pieces (at least one); beyond the budget only after thirty seconds and more,
 //     so that a node which hangs holds nobody up for ever.
 //
-// An unknown node gets nothing and is told to ask again at once.
-func (t *Table) Grant(name string, count int, now time.Time) (pieces []int, retry time.Duration) {
+// Each comes from a node of another zone where one holds it that the asker does not doubt, of several the
+// one that the fewest are leased from, and else from the origin. An unknown node gets nothing and is told to
+// ask again at once.
+func (t *Table) Grant(name string, count int, now time.Time) (leases []Lease, retry time.Duration) {
 	n := t.nodes[name]
 	if n == nil || count <= 0 {
 		return nil, 0
@@ -30,47 +34,77 @@ func (t *Table) Grant(name string, count int, now time.Time) (pieces []int, retr
 	if now.Before(t.grantAfter) {
 		return nil, t.grantAfter.Sub(now)
 	}
-	t.activate(n, now)
-	for len(pieces) < count {
-		p, k, wait := t.pick(n, now)
+	z := n.zone
+	z.activate(n, now)
+	for len(leases) < count {
+		p, k, wait := z.pick(n, now)
 		if wait > 0 {
-			return pieces, wait
+			return leases, wait
 		}
-		t.lease(n, p, k, now)
-		t.count(n, p, k, now)
-		pieces = append(pieces, p)
+		from := t.source(n, p)
+		z.lease(n, p, k, from, now)
+		z.count(n, p, k, from, now)
+		l := Lease{Piece: p}
+		if from != nil {
+			l.From = from.name
+		}
+		leases = append(leases, l)
 	}
-	return pieces, 0
+	return leases, 0
+}
+
+// source returns the node of another zone from which n should fetch p, or nil for the origin.
+func (t *Table) source(n *node, p int) *node {
+	if n.alone || t.holders[p] == n.zone.holders[p] {
+		return nil
+	}
+	var best *node
+	for _, o := range t.nodes {
+		if o.zone == n.zone || !o.have.has(p) || best != nil && !o.before(best) || slices.Contains(n.doubts, o.name) {
+			continue
+		}
+		best = o
+	}
+	return best
+}
+
+// before reports whether n is the better source: less is leased from it, or else it was longer ago.
+func (n *node) before(o *node) bool {
+	return cmp.Or(cmp.Compare(n.serves, o.serves), cmp.Compare(n.served, o.served), cmp.Compare(n.name, o.name)) < 0
 }
 
 // pick chooses the next piece for n, or how long n has to wait (then > 0).
-func (t *Table) pick(n *node, now time.Time) (p int, k kind, wait time.Duration) {
-	if len(n.open) >= t.cfg.MaxOpen {
-		return 0, 0, t.retry()
+func (z *zone) pick(n *node, now time.Time) (p int, k kind, wait time.Duration) {
+	if len(n.open) >= z.table.cfg.MaxOpen {
+		return 0, 0, z.retry()
 	}
-	if p := t.rescue(n, now); p >= 0 {
+	if p := z.rescue(n, now); p >= 0 {
 		return p, rescue, 0
 	}
-	if p := t.lowest(n); p >= 0 {
-		if wait := t.unspread(n, now); wait > 0 {
-			t.deactivate(n) // its uplink is the limit: the others need not wait for it
+	p, elsewhere := z.lowest(n)
+	if p >= 0 {
+		if wait := z.unspread(n, now); wait > 0 {
+			z.deactivate(n) // its uplink is the limit: the others need not wait for it
 			return 0, 0, wait
 		}
-		return p, first, t.ahead(n, now)
+		return p, first, z.ahead(n, now)
 	}
-	if p := t.doubtful(n); p >= 0 {
+	if p := z.doubtful(n); p >= 0 {
 		return p, rescue, 0
 	}
-	p, wait = t.slowest(n, now)
+	p, wait = z.slowest(n, now)
+	if elsewhere {
+		wait = min(wait, z.retry())
+	}
 	return p, second, wait
 }
 
-// doubtful returns the lowest piece that n lacks, nobody leases, and only nodes hold that n doubts, or
-// -1. A piece that one of them has just fetched is left to it: n may not have met it yet.
-func (t *Table) doubtful(n *node) int {
+// doubtful returns the lowest piece that n lacks, nobody here leases, and of the zone only nodes hold that n
+// doubts, or -1. A piece that one of them has just fetched is left to it: n may not have met it yet.
+func (z *zone) doubtful(n *node) int {
 	var doubted []*node
 	for _, name := range n.doubts {
-		if d := t.nodes[name]; d != nil && d != n {
+		if d := z.table.nodes[name]; d != nil && d != n && d.zone == z {
 			doubted = append(doubted, d)
 		}
 	}
@@ -86,7 +120,7 @@ func (t *Table) doubtful(n *node) int {
 			bit := bits.LeadingZeros64(held)
 			held &^= 1 << (63 - bit)
 			p := w*64 + bit
-			if t.leases[p] == 0 && t.onlyAmong(p, doubted) && !t.justFetched(p) {
+			if z.leases[p] == 0 && z.onlyAmong(p, doubted) && !z.justFetched(p) {
 				return p
 			}
 		}
@@ -94,9 +128,9 @@ func (t *Table) doubtful(n *node) int {
 	return -1
 }
 
-// onlyAmong reports whether all live holders of p are among nodes.
-func (t *Table) onlyAmong(p int, nodes []*node) bool {
-	if int(t.holders[p]) > len(nodes) {
+// onlyAmong reports whether all members that hold p are among nodes.
+func (z *zone) onlyAmong(p int, nodes []*node) bool {
+	if int(z.holders[p]) > len(nodes) {
 		return false
 	}
 	var among int32
@@ -105,66 +139,76 @@ func (t *Table) onlyAmong(p int, nodes []*node) bool {
 			among++
 		}
 	}
-	return among == t.holders[p]
+	return among == z.holders[p]
 }
 
 // justFetched reports whether a lease of p ended with the piece within our patience.
-func (t *Table) justFetched(p int) bool {
-	return slices.ContainsFunc(t.unripe, func(c completion) bool { return c.piece == p })
+func (z *zone) justFetched(p int) bool {
+	return slices.ContainsFunc(z.unripe, func(c completion) bool { return c.piece == p })
 }
 
-func (t *Table) count(n *node, p int, k kind, now time.Time) {
-	switch k {
-	case rescue:
-		t.stats.Rescues++
-		t.rescued[p] = now.Add(giveUp * t.cfg.patience(t.times.get()))
+func (z *zone) count(n *node, p int, k kind, from *node, now time.Time) {
+	switch {
+	case k == rescue:
+		z.table.stats.Rescues++
+		z.rescued[p] = now.Add(giveUp * z.table.cfg.patience(z.times.get()))
 		return
-	case second:
-		t.stats.Seconds++
-		t.seconds[p] = now
+	case k == second:
+		z.table.stats.Seconds++
+		z.seconds[p] = now
+	case from != nil:
+		z.table.stats.Imports++
 	default:
-		t.stats.Granted++
+		z.table.stats.Granted++
 	}
 	n.waiting = time.Time{}
 	n.share++
 	if n.active {
-		t.shares++
+		z.shares++
 	}
 }
 
 // retry is how soon a node that waits for news should ask again: twice in the time of a fetch,
 // less often in large swarms, at most an interval apart.
-func (t *Table) retry() time.Duration {
-	wait := max(minRetry, t.times.get()/2) + time.Duration(len(t.nodes))*perNode
-	return min(wait, t.cfg.Interval)
+func (z *zone) retry() time.Duration {
+	wait := max(minRetry, z.times.get()/2) + time.Duration(len(z.table.nodes))*perNode
+	return min(wait, z.table.cfg.Interval)
 }
 
-// lowest returns the lowest free piece that n does not itself have open (lapsed), or -1.
-func (t *Table) lowest(n *node) int {
-	p := t.free.next(t.cursor)
+// lowest returns the lowest free piece that n does not itself have open (lapsed) and no other zone is
+// fetching from the origin, or -1, and whether one was passed over because another zone is.
+func (z *zone) lowest(n *node) (p int, elsewhere bool) {
+	t := z.table
+	p = z.free.next(z.cursor)
 	if p < 0 {
-		t.cursor = t.pieces
-		return -1
+		z.cursor = t.pieces
+		return -1, false
 	}
-	t.cursor = p
-	for p >= 0 && n.open[p] != nil {
-		p = t.free.next(p + 1)
+	z.cursor = p
+	for ; p >= 0; p = z.free.next(p + 1) {
+		switch {
+		case n.open[p] != nil:
+		case t.holders[p] == 0 && t.leases[p] > 0:
+			elsewhere = true
+		default:
+			return p, elsewhere
+		}
 	}
-	return p
+	return -1, elsewhere
 }
 
 // rescue returns a piece that n is stuck at and that nobody is fetching again yet, or -1.
-func (t *Table) rescue(n *node, now time.Time) int {
+func (z *zone) rescue(n *node, now time.Time) int {
 	for _, p := range n.stuck {
-		if n.have.has(p) || n.open[p] != nil || t.holders[p] == 0 {
+		if n.have.has(p) || n.open[p] != nil || z.holders[p] == 0 {
 			continue
 		}
-		until, tried := t.rescued[p]
+		until, tried := z.rescued[p]
 		switch {
 		case now.Before(until):
-		case t.leases[p] > 0 && !tried:
+		case z.leases[p] > 0 && !tried:
 			// Somebody is fetching it on a lease from before it was announced: wait for that first.
-			t.rescued[p] = now.Add(giveUp * t.cfg.patience(t.times.get()))
+			z.rescued[p] = now.Add(giveUp * z.table.cfg.patience(z.times.get()))
 		default:
 			return p
 		}
@@ -174,8 +218,8 @@ func (t *Table) rescue(n *node, now time.Time) int {
 
 // unspread returns how long n has to wait because too many of its pieces are open or have not
 // spread to the others, 0 if it has not. A node that downloads alone has nobody to spread to.
-func (t *Table) unspread(n *node, now time.Time) time.Duration {
-	others := t.others(n)
+func (z *zone) unspread(n *node, now time.Time) time.Duration {
+	others := z.others(n)
 	if others <= 0 {
 		n.spread = n.spread[:0]
 		return 0
@@ -183,15 +227,15 @@ func (t *Table) unspread(n *node, now time.Time) time.Duration {
 	kept := n.spread[:0]
 	for _, f := range n.spread {
 		// A piece that n no longer holds is not one that it can pass on.
-		if n.have.has(f.piece) && now.Before(f.until) && !replicated(int(t.holders[f.piece])-t.complete-1, min(f.others, others)) {
+		if n.have.has(f.piece) && now.Before(f.until) && !replicated(int(z.holders[f.piece])-z.complete-1, min(f.others, others)) {
 			kept = append(kept, f)
 		}
 	}
 	n.spread = kept
-	if len(n.open)+len(kept) < t.cfg.allowance(n.fetch) {
+	if len(n.open)+len(kept) < z.table.cfg.allowance(n.fetch) {
 		return 0
 	}
-	wait := t.retry()
+	wait := z.retry()
 	for _, f := range kept {
 		wait = min(wait, f.until.Sub(now))
 	}
@@ -200,67 +244,85 @@ func (t *Table) unspread(n *node, now time.Time) time.Duration {
 
 // ahead returns how long n has to wait because it is ahead of its fair share. It never waits
 // longer than one fetch takes: the others may be slow for good, and the origin must not idle.
-func (t *Table) ahead(n *node, now time.Time) time.Duration {
-	if !aheadOfFair(n.share, t.shares, t.active, t.cfg.slack(t.pieces, t.active)) {
+func (z *zone) ahead(n *node, now time.Time) time.Duration {
+	if !aheadOfFair(n.share, z.shares, z.active, z.table.cfg.slack(z.table.pieces, z.active)) {
 		n.waiting = time.Time{}
 		return 0
 	}
 	if n.waiting.IsZero() {
 		n.waiting = now
 	}
-	limit := t.times.get()
+	limit := z.times.get()
 	if limit == 0 {
-		limit = t.cfg.Interval
+		limit = z.table.cfg.Interval
 	}
 	left := limit - now.Sub(n.waiting)
 	if left <= 0 {
 		return 0
 	}
-	return min(left, t.retry())
+	return min(left, z.retry())
 }
 
 // activate counts n among those who ask.
-func (t *Table) activate(n *node, now time.Time) {
+func (z *zone) activate(n *node, now time.Time) {
 	n.asked = now
 	if n.active {
 		return
 	}
-	n.share = entryShare(n.share, t.shares, t.active, t.cfg.slack(t.pieces, t.active+1))
+	n.share = entryShare(n.share, z.shares, z.active, z.table.cfg.slack(z.table.pieces, z.active+1))
 	n.active = true
-	t.active++
-	t.shares += n.share
+	z.active++
+	z.shares += n.share
 }
 
-func (t *Table) deactivate(n *node) {
+func (z *zone) deactivate(n *node) {
 	if n.active {
 		n.active = false
-		t.active--
-		t.shares -= n.share
+		z.active--
+		z.shares -= n.share
 	}
 }
 
 // slowest returns the piece of the oldest open lease that may be given to n a second time, or how
-// long until there may be one.
-func (t *Table) slowest(n *node, now time.Time) (p int, wait time.Duration) {
-	median := t.times.get()
-	stalled := giveUp * t.cfg.patience(median)
-	limit := stalled
-	if median > 0 {
-		limit = max(minSecond, 2*median)
+// long until there may be one. A lease from the origin keeps other zones from its piece as well; they leave it
+// to its own zone for as long as anybody there may ask.
+func (z *zone) slowest(n *node, now time.Time) (p int, wait time.Duration) {
+	wait = z.table.cfg.Interval
+	for _, o := range z.table.zones {
+		p, w := z.slowestOf(o, n, now)
+		if w == 0 {
+			return p, 0
+		}
+		wait = min(wait, w)
 	}
-	wait = t.cfg.Interval
-	for e := t.open.Front(); e != nil; e = e.Next() {
+	return 0, wait
+}
+
+// slowestOf is slowest among the leases of zone o.
+func (z *zone) slowestOf(o *zone, n *node, now time.Time) (p int, wait time.Duration) {
+	wait = z.table.cfg.Interval
+	for e := o.open.Front(); e != nil; e = e.Next() {
 		l := e.Value.(*lease)
 		age := now.Sub(l.granted)
-		if age <= limit {
-			return 0, min(wait, limit-age+time.Millisecond) // those behind it are younger
+		if age <= minSecond {
+			return 0, min(wait, minSecond-age+time.Millisecond) // those behind it are younger
 		}
-		if t.holders[l.piece] > 0 || n.open[l.piece] != nil {
+		if z.holders[l.piece] > 0 || n.open[l.piece] != nil || o != z && (l.from != nil || z.leases[l.piece] > 0) {
 			continue
 		}
-		last, again := t.seconds[l.piece]
+		median := o.natural(l)
+		stalled := giveUp * z.table.cfg.patience(median)
+		limit := stalled
+		if median > 0 && o == z {
+			limit = max(minSecond, 2*median)
+		}
+		if age <= limit {
+			wait = min(wait, limit-age+time.Millisecond)
+			continue
+		}
+		last, again := z.seconds[l.piece]
 		switch {
-		case !again && (age > stalled || len(t.seconds) < duplicateBudget(t.pieces)):
+		case !again && (age > stalled || len(z.seconds) < duplicateBudget(z.table.pieces)):
 			return l.piece, 0
 		case again && now.Sub(last) > stalled:
 			return l.piece, 0

@@ -17,9 +17,11 @@ type scene struct {
 type actor struct {
 	s     *scene
 	name  string
+	zone  string
 	have  Bitmap
 	open  []int
 	stuck []int
+	from  []string // of the leases got last
 }
 
 func newScene(t *testing.T, pieces int) *scene {
@@ -29,8 +31,10 @@ func newScene(t *testing.T, pieces int) *scene {
 	return s
 }
 
-func (s *scene) node(name string, have ...int) *actor {
-	n := &actor{s: s, name: name, have: NewBitmap(s.table.pieces)}
+func (s *scene) node(name string, have ...int) *actor { return s.nodeIn("", name, have...) }
+
+func (s *scene) nodeIn(zone, name string, have ...int) *actor {
+	n := &actor{s: s, name: name, zone: zone, have: NewBitmap(s.table.pieces)}
 	for _, p := range have {
 		n.have.Set(p)
 	}
@@ -41,15 +45,28 @@ func (s *scene) node(name string, have ...int) *actor {
 
 func (n *actor) report() {
 	n.s.table.Expire(n.s.now)
-	n.s.table.Report(n.name, slices.Clone(n.have), n.open, n.stuck, n.s.now)
+	n.s.table.Report(n.name, n.zone, slices.Clone(n.have), n.open, n.stuck, n.s.now)
 }
 
 // lease asks for count pieces and takes what comes as open.
 func (n *actor) lease(count int) []int {
 	n.report()
-	pieces, _ := n.s.table.Grant(n.name, count, n.s.now)
+	leases, _ := n.s.table.Grant(n.name, count, n.s.now)
+	var pieces []int
+	n.from = nil
+	for _, l := range leases {
+		pieces, n.from = append(pieces, l.Piece), append(n.from, l.From)
+	}
 	n.open = append(n.open, pieces...)
 	return pieces
+}
+
+// piecesOf are those of a grant.
+func piecesOf(leases []Lease, _ time.Duration) (out []int) {
+	for _, l := range leases {
+		out = append(out, l.Piece)
+	}
+	return out
 }
 
 // wants fails the test unless n is leased exactly these pieces when it asks for count.
@@ -83,10 +100,55 @@ func (s *scene) pass(d time.Duration, alive ...*actor) {
 func check(t *testing.T, table *Table) {
 	t.Helper()
 	holders, leases := make([]int32, table.pieces), make([]int32, table.pieces)
-	var complete, open, active, shares, held int
-	for _, n := range table.nodes {
-		count := 0
+	serves := map[*node]int{}
+	members, complete, held := 0, 0, 0
+	for _, z := range table.zones {
+		checkZone(t, z)
+		members += z.members
+		complete += z.complete
 		for p := range table.pieces {
+			holders[p] += z.holders[p]
+		}
+	}
+	for _, n := range table.nodes {
+		for p, l := range n.open {
+			if l.from != nil {
+				serves[l.from]++
+			} else if !l.lapsed {
+				leases[p]++
+			}
+		}
+	}
+	for _, n := range table.nodes {
+		if n.serves != serves[n] {
+			t.Errorf("%d pieces are leased from %s, counted as %d", serves[n], n.name, n.serves)
+		}
+	}
+	if !slices.Equal(holders, table.holders) || !slices.Equal(leases, table.leases) {
+		t.Errorf("holders %v and leases %v, counted as %v and %v", holders, leases, table.holders, table.leases)
+	}
+	for _, h := range holders {
+		if h > 0 {
+			held++
+		}
+	}
+	if members != len(table.nodes) || complete != table.complete || held != table.stats.Held {
+		t.Errorf("%d nodes, complete %d, held %d; counted as %d, %d, %d", members, complete, held, len(table.nodes), table.complete, table.stats.Held)
+	}
+}
+
+func checkZone(t *testing.T, z *zone) {
+	t.Helper()
+	pieces := z.table.pieces
+	holders, leases := make([]int32, pieces), make([]int32, pieces)
+	var members, complete, open, active, shares int
+	for _, n := range z.table.nodes {
+		if n.zone != z {
+			continue
+		}
+		members++
+		count := 0
+		for p := range pieces {
 			if n.have.has(p) {
 				holders[p]++
 				count++
@@ -95,7 +157,7 @@ func check(t *testing.T, table *Table) {
 		if count != n.held {
 			t.Errorf("%s holds %d pieces, counted as %d", n.name, count, n.held)
 		}
-		if count == table.pieces {
+		if count == pieces {
 			complete++
 		}
 		for p, l := range n.open {
@@ -112,22 +174,19 @@ func check(t *testing.T, table *Table) {
 			shares += n.share
 		}
 	}
-	for p := range table.pieces {
-		if holders[p] > 0 {
-			held++
-		}
+	for p := range pieces {
 		free := holders[p] == 0 && leases[p] == 0
-		if table.holders[p] != holders[p] || table.leases[p] != leases[p] || table.free.has(p) != free {
+		if z.holders[p] != holders[p] || z.leases[p] != leases[p] || z.free.has(p) != free {
 			t.Errorf("piece %d has %d holders, %d leases, free %v; counted as %d, %d, %v",
-				p, holders[p], leases[p], free, table.holders[p], table.leases[p], table.free.has(p))
+				p, holders[p], leases[p], free, z.holders[p], z.leases[p], z.free.has(p))
 		}
-		if free && p < table.cursor {
-			t.Errorf("free piece %d is below the cursor %d", p, table.cursor)
+		if free && p < z.cursor {
+			t.Errorf("free piece %d is below the cursor %d", p, z.cursor)
 		}
 	}
-	if complete != table.complete || open != table.open.Len() || active != table.active || shares != table.shares || held != table.stats.Held {
-		t.Errorf("complete %d, open %d, active %d, shares %d, held %d; counted as %d, %d, %d, %d, %d", complete, open, active, shares, held,
-			table.complete, table.open.Len(), table.active, table.shares, table.stats.Held)
+	if members == 0 || members != z.members || complete != z.complete || open != z.open.Len() || active != z.active || shares != z.shares {
+		t.Errorf("members %d, complete %d, open %d, active %d, shares %d; counted as %d, %d, %d, %d, %d", members, complete, open, active, shares,
+			z.members, z.complete, z.open.Len(), z.active, z.shares)
 	}
 }
 
@@ -492,20 +551,20 @@ func TestDoubtedHolders(t *testing.T) {
 	s := newScene(t, 5)
 	liar, a, b := s.node("liar", 0, 1, 2, 3), s.node("a", 1), s.node("b")
 	a.wants(1, 4)
-	s.table.Doubt("b", []string{"liar", "nobody", "b"})
+	s.table.Doubt("b", []string{"liar", "nobody", "b"}, false)
 	b.wants(2, 0, 2) // 1 is at a, 4 on its way to a
 	a.wants(2)       // a has no doubts
-	s.table.Doubt("a", []string{"liar"})
+	s.table.Doubt("a", []string{"liar"}, false)
 	a.wants(2, 3)
 	a.has(3, 4)
 	b.has(0, 2)
 	// b doubts a as well, who has just fetched 3 and 4: those are on their way to b.
-	s.table.Doubt("b", []string{"liar", "a"})
+	s.table.Doubt("b", []string{"liar", "a"}, false)
 	b.wants(3, 1)
 	s.pass(6*time.Second, liar, a, b)
 	b.wants(3, 3, 4)
 	b.has(1, 3, 4)
-	s.table.Doubt("b", nil)
+	s.table.Doubt("b", nil, false)
 	b.wants(1)
 	if st := s.table.Stats(); st.Granted != 1 || st.Rescues != 6 {
 		t.Fatalf("stats %+v", st)
@@ -518,10 +577,10 @@ func TestReportsMayCross(t *testing.T) {
 	a.wants(1, 0)
 	overtaken := slices.Clone(a.have)
 	a.has(0)
-	s.table.Report("a", overtaken, nil, nil, s.now)
+	s.table.Report("a", "", overtaken, nil, nil, s.now)
 	b.wants(1, 1) // and not 0
 	s.pass(1500*time.Millisecond, b)
-	s.table.Report("a", overtaken, nil, nil, s.now) // by now it has lost the piece
+	s.table.Report("a", "", overtaken, nil, nil, s.now) // by now it has lost the piece
 	b.wants(1, 0)
 }
 
@@ -571,4 +630,79 @@ func TestNoPieceIsLeftBehind(t *testing.T) {
 	a.have.Clear(1)
 	s.pass(2*time.Second, a)
 	a.wants(5, 1)
+}
+
+// TestZones: what no zone holds is leased once from the origin, what another zone holds once a zone from
+// the node that the fewest others read from.
+func TestZones(t *testing.T) {
+	s := newScene(t, 12)
+	a1, a2 := s.nodeIn("a", "a1"), s.nodeIn("a", "a2")
+	b1, b2 := s.nodeIn("b", "b1"), s.nodeIn("b", "b2")
+	c := s.nodeIn("c", "c")
+	imports := func(n *actor, count int, pieces []int, from ...string) {
+		t.Helper()
+		n.wants(count, pieces...)
+		if !slices.Equal(n.from, from) {
+			t.Fatalf("%s gets %v from %q, want %q", n.name, pieces, n.from, from)
+		}
+	}
+	imports(a1, 2, []int{0, 1}, "", "")
+	imports(b1, 1, []int{2}, "") // a is fetching the others
+	a1.has(0, 1)
+	imports(b1, 1, []int{0}, "a1")
+	imports(b2, 1, []int{1}, "a1")
+	imports(c, 2, []int{0, 1}, "a1", "a1")
+	a2.has(0, 1)
+	b1.has(2)
+	c.has(0, 1)
+	imports(a2, 1, []int{2}, "b1")
+	imports(c, 1, []int{2}, "b1")
+	// A source that gives nothing is not named again, and where there is no other the origin is.
+	s.table.Doubt("b2", []string{"a1", "a2"}, false)
+	b2.open = nil
+	s.pass(1500*time.Millisecond, a1, a2, b1, b2, c)
+	if st := s.table.Stats(); st.Dropped != 1 || st.Imports != 6 || st.Granted != 3 {
+		t.Fatalf("%+v", st)
+	}
+	imports(b2, 1, []int{1}, "c")
+	s.table.Doubt("b2", []string{"a1", "a2", "c"}, false)
+	b2.open = nil
+	s.pass(1500*time.Millisecond, a1, a2, b1, b2, c)
+	imports(b2, 1, []int{1}, "")
+	// Whoever moves leaves its pieces behind.
+	b1.zone = "a"
+	b1.report()
+	if z := b2.s.table.nodes["b2"].zone; z.members != 1 || z.holders[2] != 0 || s.table.nodes["b1"].zone.name != "a" {
+		t.Errorf("%+v", z)
+	}
+}
+
+// TestZonesDoNotWaitForEachOther: what a zone fetched need not have spread in the others, and what a node
+// of another zone hangs on is leased again.
+func TestZonesDoNotWaitForEachOther(t *testing.T) {
+	s := newScene(t, 40)
+	a1, a2, b := s.nodeIn("a", "a1"), s.nodeIn("a", "a2"), s.nodeIn("b", "b")
+	s.nodeIn("b", "b2")
+	for p := range 39 {
+		a1.wants(1, p)
+		s.pass(100*time.Millisecond, a1, a2, b)
+		a1.has(p)
+		a2.has(p)
+	}
+	b.wants(1, 0)
+	b.open = nil
+	last := s.nodeIn("c", "hangs", 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+		20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38)
+	last.wants(1, 39)
+	a1.wants(1)
+	for range 80 {
+		s.pass(500*time.Millisecond, a1, a2, b, last)
+		if got := a1.lease(1); len(got) > 0 {
+			if got[0] != 39 || a1.from[0] != "" {
+				t.Errorf("leased %v from %q", got, a1.from)
+			}
+			return
+		}
+	}
+	t.Errorf("nobody else gets the piece that a node of another zone hangs on: %+v", s.table.Stats())
 }

@@ -154,9 +154,10 @@ func (f *fetchTimes) get() time.Duration {
 
 // completion is a lease that ended with its piece.
 type completion struct {
-	piece int
-	seq   uint64
-	at    time.Time
+	piece    int
+	seq      uint64
+	at       time.Time
+	imported bool
 }
 
 // passed is the evidence of how far the origin has got: the completions that no other one beats

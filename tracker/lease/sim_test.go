@@ -19,6 +19,7 @@ type plan struct {
 	lossy         float64       // share of requests, and of replies, that get lost
 	restarts      int           // of the tracker
 	stalls        bool          // the origin sends nothing for a while
+	zones         int           // which the nodes are in in turns; 0 means one
 }
 
 const step = 20 * time.Millisecond
@@ -34,6 +35,8 @@ type world struct {
 	begun   time.Time
 	nodes   []*peer
 	origin  float64 // pieces that the origin sent, started ones in part
+	imports float64 // pieces that nodes of one zone sent to another
+	broken  int     // imports that did not come
 	orphans int     // pieces that only killed nodes held
 	sum     Stats   // of the tables before restarts
 	stall   [2]time.Duration
@@ -41,6 +44,7 @@ type world struct {
 
 type peer struct {
 	name  string
+	zone  string
 	join  time.Duration
 	speed float64 // pieces a second, each way
 	liar  bool
@@ -51,8 +55,10 @@ type peer struct {
 	have    Bitmap
 	held    int
 	open    []int
-	part    float64 // of open[0]
-	down    float64 // tokens
+	from    map[int]*peer // sources of those of open that are imports
+	broken  []string      // sources that did not deliver
+	part    float64       // of open[0]
+	down    float64       // tokens
 	up      float64
 	beat    time.Time
 	ask     time.Time
@@ -65,7 +71,10 @@ func newWorld(t *testing.T, p plan, seed uint64) *world {
 	w.now = w.begun
 	w.table = New(p.pieces, Config{}, time.Time{})
 	for i := range p.nodes + p.liars {
-		n := &peer{name: fmt.Sprint("n", i), speed: 20, have: NewBitmap(p.pieces), offered: map[int]time.Time{}}
+		n := &peer{name: fmt.Sprint("n", i), speed: 20, have: NewBitmap(p.pieces), offered: map[int]time.Time{}, from: map[int]*peer{}}
+		if p.zones > 0 {
+			n.zone = fmt.Sprint("z", i%p.zones)
+		}
 		if p.late > 0 {
 			n.join = time.Duration(w.r.Int64N(int64(p.late)))
 		}
@@ -163,8 +172,8 @@ func (w *world) kill() {
 	}
 	n := alive[w.r.IntN(len(alive))]
 	n.dead, n.here = true, false
-	w.origin += n.part
-	n.part, n.open = 0, nil
+	w.spend(n)
+	n.open, n.from = nil, map[int]*peer{}
 	if w.revive {
 		n.back = w.elapsed() + time.Duration(w.r.Int64N(int64(4*time.Second)))
 	}
@@ -187,14 +196,39 @@ func (w *world) restart() {
 
 // holder returns a random honest node that is here and holds p.
 func (w *world) holder(p int) *peer {
+	return w.find(func(n *peer) bool { return n.have.Has(p) })
+}
+
+// near is holder in the zone of to.
+func (w *world) near(to *peer, p int) *peer {
+	return w.find(func(n *peer) bool { return n.zone == to.zone && n.have.Has(p) })
+}
+
+func (w *world) find(good func(*peer) bool) *peer {
 	start := w.r.IntN(len(w.nodes))
 	for i := range w.nodes {
 		n := w.nodes[(start+i)%len(w.nodes)]
-		if n.here && !n.liar && n.have.Has(p) {
+		if n.here && !n.liar && good(n) {
 			return n
 		}
 	}
 	return nil
+}
+
+// breaks notes that an import did not come, and is fetched from the origin.
+func (w *world) breaks(n *peer, from string) {
+	n.broken = append(n.broken, from)
+	w.broken++
+}
+
+// spend counts what came of open[0].
+func (w *world) spend(n *peer) {
+	if len(n.open) > 0 && n.from[n.open[0]] != nil {
+		w.imports += n.part
+	} else {
+		w.origin += n.part
+	}
+	n.part = 0
 }
 
 // take makes n hold p.
@@ -204,20 +238,37 @@ func (w *world) take(n *peer, p int) {
 	delete(n.offered, p)
 	if i := slices.Index(n.open, p); i >= 0 {
 		if i == 0 {
-			w.origin += n.part // what had come already was for nothing, or is the whole piece
-			n.part = 0
+			w.spend(n) // what had come already was for nothing, or is the whole piece
 		}
 		n.open = slices.Delete(n.open, i, i+1)
+		delete(n.from, p)
 	}
 	n.ask = w.now
 }
 
-// fromOrigin shares one link among those who fetch; each works on one lease at a time.
+// fromOrigin shares one link among those who fetch; each works on one lease at a time. Imports take the
+// source's uplink; a source that does not deliver is left for the origin.
 func (w *world) fromOrigin() {
 	var busy []*peer
 	for _, n := range w.nodes {
-		if n.here && len(n.open) > 0 {
+		if !n.here || len(n.open) == 0 {
+			continue
+		}
+		from := n.from[n.open[0]]
+		switch {
+		case from == nil:
 			busy = append(busy, n)
+		case !from.here || from.liar || !from.have.Has(n.open[0]):
+			w.spend(n)
+			delete(n.from, n.open[0])
+			w.breaks(n, from.name)
+		default:
+			part := max(0, min(n.speed*step.Seconds(), from.up, 1-n.part))
+			from.up -= part
+			if n.part += part; n.part > 0.9999 {
+				n.part = 1
+				w.take(n, n.open[0])
+			}
 		}
 	}
 	if w.elapsed() >= w.stall[0] && w.elapsed() < w.stall[1] {
@@ -249,7 +300,7 @@ func (w *world) fromPeers() {
 			if n.have.Has(p) || slices.Contains(n.open, p) {
 				continue
 			}
-			from := w.holder(p)
+			from := w.near(n, p)
 			if from == nil || from.up < 1 {
 				continue
 			}
@@ -282,20 +333,30 @@ func (w *world) talk(n *peer) {
 		have = FullBitmap(w.pieces)
 	}
 	w.table.Expire(w.now)
-	w.table.Report(n.name, slices.Clone(have), n.open, w.stuck(n), w.now)
+	w.table.Report(n.name, n.zone, slices.Clone(have), n.open, w.stuck(n), w.now)
+	w.table.Doubt(n.name, n.broken, false)
 	if !wants {
 		return
 	}
-	pieces, retry := w.table.Grant(n.name, 2-len(n.open), w.now)
-	for _, p := range pieces {
-		w.judge(n, p)
+	leases, retry := w.table.Grant(n.name, 2-len(n.open), w.now)
+	for _, l := range leases {
+		w.judge(n, l)
 	}
 	if w.r.Float64() < w.lossy {
 		return // the reply got lost
 	}
 	n.ask = w.now.Add(retry)
-	n.open = append(n.open, pieces...)
-	n.share += len(pieces)
+	for _, l := range leases {
+		n.open = append(n.open, l.Piece)
+		if l.From != "" {
+			n.from[l.Piece] = w.find(func(o *peer) bool { return o.name == l.From })
+			if n.from[l.Piece] == nil { // dead, or a liar
+				delete(n.from, l.Piece)
+				w.breaks(n, l.From)
+			}
+		}
+	}
+	n.share += len(leases)
 }
 
 // stuck lists the pieces that liars claim and nobody has given for ten seconds.
@@ -310,7 +371,7 @@ func (w *world) stuck(n *peer) []int {
 		}
 		since, known := n.offered[p]
 		switch {
-		case !known || w.holder(p) != nil:
+		case !known || w.near(n, p) != nil:
 			n.offered[p] = w.now
 		case w.now.Sub(since) > 10*time.Second && len(all) < 256:
 			all = append(all, p)
@@ -320,32 +381,54 @@ func (w *world) stuck(n *peer) []int {
 }
 
 // judge checks a lease that was just given.
-func (w *world) judge(n *peer, p int) {
+func (w *world) judge(n *peer, given Lease) {
 	w.t.Helper()
-	l := w.table.nodes[n.name].open[p]
+	p := given.Piece
+	asker := w.table.nodes[n.name]
+	l := asker.open[p]
 	if l == nil || n.have.Has(p) || slices.Contains(n.open, p) {
 		w.t.Fatalf("lease of %d to %s, who holds it, has it open, or is not known to have got it", p, n.name)
 	}
-	others := 0
-	for _, o := range w.table.nodes {
-		if other := o.open[p]; o.name != n.name && other != nil && !other.lapsed {
-			others++
+	if given.From != "" {
+		from := w.table.nodes[given.From]
+		if from == nil || from.zone == asker.zone || !from.have.has(p) || slices.Contains(n.broken, given.From) {
+			w.t.Fatalf("%s should import %d from %s: %+v", n.name, p, given.From, from)
 		}
 	}
+	near, all := 0, 0 // leases of others that keep n from p: in its zone, and from the origin
+	for _, o := range w.table.nodes {
+		other := o.open[p]
+		if o.name == n.name || other == nil || other.lapsed {
+			continue
+		}
+		if o.zone == asker.zone {
+			near++
+		}
+		if other.from == nil {
+			all++
+		}
+	}
+	held := w.table.holders[p] - asker.zone.holders[p]
 	switch l.kind {
 	case first:
-		if others > 0 || w.table.holders[p] > 0 {
-			w.t.Fatalf("first lease of %d, which has %d leases and %d holders", p, others, w.table.holders[p])
+		if near > 0 || asker.zone.holders[p] > 0 {
+			w.t.Fatalf("first lease of %d, which has %d leases and %d holders in the zone", p, near, asker.zone.holders[p])
+		}
+		if given.From == "" && held > 0 {
+			w.broken++ // all who hold it were broken once
+		}
+		if given.From == "" && (all > 0 && held == 0 || held > int32(len(n.broken))) {
+			w.t.Fatalf("first lease of %d from the origin, which has %d leases and %d holders elsewhere", p, all, held)
 		}
 	case second:
-		limit := max(minSecond, 2*w.table.times.get())
 		for _, o := range w.table.nodes {
-			if other := o.open[p]; o.name != n.name && other != nil && other.kind != second && w.now.Sub(other.granted) <= limit {
+			if other := o.open[p]; o.name != n.name && o.zone == asker.zone && other != nil && other.kind != second &&
+				w.now.Sub(other.granted) <= max(minSecond, 2*o.zone.natural(other)) {
 				w.t.Fatalf("second lease of %d after %v", p, w.now.Sub(other.granted))
 			}
 		}
 	case rescue:
-		if w.table.holders[p] == 0 {
+		if asker.zone.holders[p] == 0 {
 			w.t.Fatalf("rescue of %d, which nobody claims", p)
 		}
 	case adopted:
@@ -356,7 +439,7 @@ func (w *world) judge(n *peer, p int) {
 // excess is how many pieces the origin may have sent beyond one copy.
 func (w *world) excess() int {
 	s := w.table.Stats()
-	return w.orphans + w.sum.Lost + s.Lost + w.sum.Dropped + s.Dropped + w.sum.Lapsed + s.Lapsed +
+	return w.orphans + w.broken + w.sum.Lost + s.Lost + w.sum.Dropped + s.Dropped + w.sum.Lapsed + s.Lapsed +
 		w.sum.Seconds + s.Seconds + w.sum.Rescues + s.Rescues
 }
 
@@ -383,6 +466,11 @@ func TestSimulatedDistributions(t *testing.T) {
 		{"kills among slow and late ones", plan{nodes: 10, pieces: 200, kills: 4, slow: 3, late: 8 * time.Second, lossy: 0.05}, 0},
 		{"kills with a return", plan{nodes: 6, pieces: 200, kills: 8, revive: true}, 0},
 		{"all but one die", plan{nodes: 6, pieces: 100, kills: 12}, 0},
+		{"zones", plan{nodes: 9, pieces: 200, zones: 3}, 1.0001},
+		{"a zone a node", plan{nodes: 5, pieces: 100, zones: 5}, 1.0001},
+		{"zones, slow nodes, joins", plan{nodes: 12, pieces: 200, zones: 3, slow: 2, late: 5 * time.Second}, 1.02},
+		{"zones, kills, lost messages, liars", plan{nodes: 12, pieces: 200, zones: 3, kills: 4, lossy: 0.05, liars: 2}, 0},
+		{"zones, tracker restarts, origin stalls", plan{nodes: 8, pieces: 150, zones: 2, restarts: 1, stalls: true, kills: 2, revive: true}, 0},
 		{"liars", plan{nodes: 6, pieces: 60, liars: 2}, 1.02},
 		{"everything", plan{nodes: 10, pieces: 150, kills: 3, slow: 2, late: 5 * time.Second, lossy: 0.1, liars: 1, restarts: 1, stalls: true, revive: true}, 0},
 	}
@@ -399,10 +487,14 @@ func TestSimulatedDistributions(t *testing.T) {
 				if tt.copies > 0 && copies > tt.copies {
 					t.Errorf("seed %d: the origin sent %.3f copies, want at most %.3f: %+v", seed, copies, tt.copies, w.table.Stats())
 				}
+				if borders := float64(max(tt.plan.zones, 1) - 1); w.imports > borders*float64(w.pieces)+float64(w.excess())+0.001 {
+					t.Errorf("seed %d: %.1f pieces crossed a border, want at most %v times %d and %d more: %+v",
+						seed, w.imports, borders, w.pieces, w.excess(), w.table.Stats())
+				}
 				if most := float64(w.pieces + w.excess()); w.origin > most+0.001 {
 					t.Errorf("seed %d: the origin sent %.1f pieces, the leases explain %.0f: %+v", seed, w.origin, most, w.table.Stats())
 				}
-				t.Logf("seed %d: %.3f copies in %v, %+v", seed, copies, w.elapsed(), w.table.Stats())
+				t.Logf("seed %d: %.3f copies, %.1f imports in %v, %+v", seed, copies, w.imports, w.elapsed(), w.table.Stats())
 			}
 		})
 	}
