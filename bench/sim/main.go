@@ -28,6 +28,8 @@ type flags struct {
 	zoneRate            string
 	latency             time.Duration
 	cores, cpu          float64
+	every               time.Duration
+	slow                int
 	lost                float64
 	blocks              bool
 	calibrate           bool
@@ -84,6 +86,8 @@ func command(out, progress io.Writer) *cobra.Command {
 	fl.Float64Var(&f.cores, "cores", 16, "processors of a node that Shoal may use")
 	fl.Float64Var(&f.cpu, "cpu", 5, "processor seconds to receive, verify and pass on a GiB: measured are 2.6 and 0.9 in blocks of 256 KiB without TLS, for which half as much again is assumed")
 	fl.Float64Var(&f.lost, "lost", 0.05, "share of the nodes that die on the way")
+	fl.DurationVar(&f.every, "every", 0, "time between two nodes' being told (default: all at once)")
+	fl.IntVar(&f.slow, "slow", 0, "further nodes with a quarter of the rate, whose times do not count")
 	fl.BoolVar(&f.blocks, "blocks", false, "peers send blocks, as the library does, instead of whole pieces: eight times the events")
 	fl.BoolVar(&f.calibrate, "calibrate", false, "only compare with the measured runs")
 	fl.StringVar(&f.measured, "measured", "", "lines that bench/fanout printed, to compare with (default: those that were built in)")
@@ -117,7 +121,7 @@ func (f flags) config() (cfg config, err error) {
 		Nodes: f.nodes, Zones: f.zones, Racks: f.racks,
 		Layers: max(1, min(f.played, f.layers)), LayerBytes: size / int64(f.layers), Parallel: 3, Coarse: !f.blocks,
 		Latency: f.latency, Window: dataCentreQueue, Start: startTime,
-		CPURate: f.cores * units.GiB / f.cpu, MirrorCost: 1, Lost: f.lost, Seed: f.seed,
+		CPURate: f.cores * units.GiB / f.cpu, MirrorCost: 1, Every: f.every, Slow: f.slow, Lost: f.lost, Seed: f.seed,
 	}
 	for _, r := range []struct {
 		into *float64

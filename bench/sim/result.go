@@ -72,7 +72,7 @@ type leases struct {
 func (w *world) times(spare bool) []time.Duration {
 	var all []time.Duration
 	for _, n := range w.nodes[firstNode:] {
-		if n.host.alive && n.finished > 0 && n.spare == spare {
+		if n.host.alive && n.finished > 0 && n.spare == spare && !n.slow {
 			all = append(all, n.finished-n.joined)
 		}
 	}

@@ -34,7 +34,9 @@ type config struct {
 	// byte costs the mirror, in terms of what it costs a node.
 	OneMachine bool
 	MirrorCost float64
-	Lost       float64 // share of the nodes that die
+	Every      time.Duration // between two nodes' being told; 0 is all at once
+	Slow       int           // further nodes, with a quarter of the rate; they do not count
+	Lost       float64       // share of the nodes that die
 	LostWithin time.Duration
 	Seed       uint64
 }
@@ -55,6 +57,7 @@ type node struct {
 	joined     moment // when it was told of the model
 	finished   moment // 0 while it is not
 	spare      bool   // it replaces a lost one
+	slow       bool
 }
 
 // world is one run.
@@ -117,9 +120,12 @@ func newWorld(cfg config) (*world, error) {
 	for i := range cfg.Layers {
 		w.layers = append(w.layers, w.newLayer(i))
 	}
-	for i := range cfg.Nodes {
+	for i := range cfg.Nodes + cfg.Slow {
 		n := w.addNode(cfg.Rate, i)
-		w.at(moment(w.random.Int64N(int64(toldWithin))), event{kind: nodeJoins, a: n.id})
+		if i >= cfg.Nodes {
+			n.slow, n.host.up, n.host.down.rate = true, cfg.Rate/4, cfg.Rate/4
+		}
+		w.at(moment(i)*cfg.Every+moment(w.random.Int64N(int64(toldWithin))), event{kind: nodeJoins, a: n.id})
 	}
 	w.planLosses()
 	return w, nil

@@ -92,11 +92,11 @@ func (z *zone) pick(n *node, now time.Time) (p int, k kind, wait time.Duration) 
 	if p := z.doubtful(n); p >= 0 {
 		return p, rescue, 0
 	}
-	p, wait = z.slowest(n, now)
-	if elsewhere {
-		wait = min(wait, z.retry())
+	if p, wait = z.slowest(n, elsewhere, now); wait == 0 {
+		return p, second, 0
 	}
-	return p, second, wait
+	// At the end of a large swarm all wait for the same lease: they must not all ask again when it is due.
+	return 0, 0, max(wait, z.retry())
 }
 
 // doubtful returns the lowest piece that n lacks, nobody here leases, and of the zone only nodes hold that n
@@ -161,7 +161,7 @@ func (z *zone) count(n *node, p int, k kind, from *node, now time.Time) {
 	default:
 		z.table.stats.Granted++
 	}
-	n.waiting = time.Time{}
+	n.waiting, n.passed = time.Time{}, time.Time{}
 	n.share++
 	if n.active {
 		z.shares++
@@ -232,7 +232,14 @@ func (z *zone) unspread(n *node, now time.Time) time.Duration {
 		}
 	}
 	n.spread = kept
-	if len(n.open)+len(kept) < z.table.cfg.allowance(n.fetch) {
+	allowed := z.table.cfg.allowance(n.fetch)
+	if z.slow(n) {
+		allowed = max(1, allowed*int(z.times.get())/int(n.fetch))
+		if z.tooLate(n, now) {
+			allowed = 0
+		}
+	}
+	if len(n.open)+len(kept) < allowed {
 		return 0
 	}
 	wait := z.retry()
@@ -240,6 +247,28 @@ func (z *zone) unspread(n *node, now time.Time) time.Duration {
 		wait = min(wait, f.until.Sub(now))
 	}
 	return wait
+}
+
+// slow reports whether what n fetches reaches the others late: its fetches take long, and not because it
+// has much to make up that it gets from peers at the same time.
+func (z *zone) slow(n *node) bool {
+	median := z.times.get()
+	return median > 0 && n.fetch > slowFactor*median && n.late <= z.table.cfg.slack(z.table.pieces, z.members)
+}
+
+// tooLate reports whether all others would wait at the end for a piece that is leased to n, which is slow, now:
+// it would not be with them before the origin has sent the rest. It says so for as long as our patience lasts: those
+// who fetch the rest may hang.
+func (z *zone) tooLate(n *node, now time.Time) bool {
+	fetching := z.fetching - len(n.open)
+	left := z.table.pieces - z.table.stats.Held - fetching
+	if fetching <= 0 || time.Duration(left)*z.times.get()/time.Duration(fetching) >= slowSpread*n.fetch {
+		return false
+	}
+	if n.passed.IsZero() {
+		n.passed = now
+	}
+	return now.Sub(n.passed) <= z.table.cfg.patience(n.fetch)
 }
 
 // ahead returns how long n has to wait because it is ahead of its fair share. It never waits
@@ -285,10 +314,17 @@ func (z *zone) deactivate(n *node) {
 
 // slowest returns the piece of the oldest open lease that may be given to n a second time, or how
 // long until there may be one. A lease from the origin keeps other zones from its piece as well; they leave it
-// to its own zone for as long as anybody there may ask.
-func (z *zone) slowest(n *node, now time.Time) (p int, wait time.Duration) {
+// to its own zone for as long as anybody there may ask. While pieces are under way elsewhere that n's zone
+// will import, its own leases are not at their end.
+func (z *zone) slowest(n *node, elsewhere bool, now time.Time) (p int, wait time.Duration) {
 	wait = z.table.cfg.Interval
+	if elsewhere {
+		wait = z.retry()
+	}
 	for _, o := range z.table.zones {
+		if elsewhere && o == z {
+			continue
+		}
 		p, w := z.slowestOf(o, n, now)
 		if w == 0 {
 			return p, 0

@@ -62,6 +62,9 @@ const (
 	// giveUp is how many patiences a lease of a live node may block a piece that nobody else can
 	// get, when the duplicate budget is used up or nothing was ever completed.
 	giveUp = 6
+	// slowFactor is how many times the median a node's fetches take that is slow, and slowSpread how many
+	// of its fetches it takes until a piece is with the others: one comes in, and goes out twice.
+	slowFactor, slowSpread = 2, 3
 	// minSecond is the age under which no lease is given a second time: shorter ones are noise.
 	minSecond = time.Second
 	// minRetry is the shortest time after which a node is told to ask again, and perNode what each

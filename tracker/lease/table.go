@@ -114,13 +114,17 @@ func (t *Table) Report(name, zone string, have Bitmap, open, stuck []int, now ti
 		t.Forget(name)
 		n = nil
 	}
-	if n == nil {
+	fresh := n == nil
+	if fresh {
 		n = &node{name: name, zone: t.zone(zone), have: newSet(t.pieces), open: map[int]*lease{}, whole: now}
 		n.zone.members++
 		t.nodes[name] = n
 	}
 	n.seen = now
 	t.hold(n, have, now)
+	if fresh {
+		n.late = n.zone.held - n.held
+	}
 	n.zone.renew(n, open, now)
 	n.stuck = n.stuck[:0]
 	for _, p := range stuck {
@@ -202,6 +206,9 @@ func (t *Table) turn(n *node, p int, holds bool, now time.Time) {
 	n.held++
 	t.holders[p]++
 	n.zone.holders[p]++
+	if n.zone.holders[p] == 1 {
+		n.zone.held++
+	}
 	if t.holders[p] == 1 {
 		t.stats.Held++
 	}
@@ -214,6 +221,9 @@ func (t *Table) turn(n *node, p int, holds bool, now time.Time) {
 func (t *Table) unhold(z *zone, p int) {
 	t.holders[p]--
 	z.holders[p]--
+	if z.holders[p] == 0 {
+		z.held--
+	}
 	if t.holders[p] == 0 {
 		t.stats.Held--
 	}

@@ -49,13 +49,15 @@ type node struct {
 	stuck   []int
 	alone   bool          // no node of another zone is in its reach
 	doubts  []string      // nodes that give it nothing, whatever they announce
+	late    int           // pieces that its zone held and it did not when it came
 	fetch   time.Duration // moving average of its fetch times, 0 before the first
 	asked   time.Time
-	active  bool // counts in the fair share
-	share   int  // pieces granted, corrected by entryShare
-	waiting time.Time
-	serves  int    // open leases from it, of nodes in other zones
-	served  uint64 // seq of the last one
+	active  bool      // counts in the fair share
+	share   int       // pieces granted, corrected by entryShare
+	waiting time.Time // since when, for the others' shares
+	passed  time.Time // since when it is passed over because it is slow
+	serves  int       // open leases from it, of nodes in other zones
+	served  uint64    // seq of the last one
 }
 
 // zone is the part of a Table whose nodes trade pieces among themselves.
@@ -64,11 +66,13 @@ type zone struct {
 	name     string
 	members  int
 	complete int     // members that hold every piece
+	held     int     // pieces that at least one member holds
 	holders  []int32 // members that hold a piece
 	leases   []int32 // open leases of a piece, by members, that have not lapsed
 	free     set     // pieces without holders and leases here
 	cursor   int     // no piece below it is free
 	open     *list.List
+	fetching int // open leases that have not lapsed
 
 	times   fetchTimes   // of all leases
 	imports fetchTimes   // of those from other zones
@@ -173,6 +177,7 @@ func (z *zone) lease(n *node, p int, k kind, from *node, now time.Time) {
 // from all zones, an import from its own.
 func (z *zone) block(l *lease, by int32) {
 	z.leases[l.piece] += by
+	z.fetching += int(by)
 	if l.from == nil {
 		z.table.leases[l.piece] += by
 	}
