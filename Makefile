@@ -81,6 +81,7 @@ bench: bin/shoal bin/fanout
 	$(FANOUT) --nodes 4
 	$(FANOUT) --nodes 8 --scenario all --baselines
 	$(FANOUT) --nodes 8 --plaintext
+	$(FANOUT) --nodes 8 --rate 100mbit --scenario cold,slow-node,lost-node,staggered
 	$(FANOUT) --nodes 16 --rate 100mbit
 	$(FANOUT) --nodes 16 --rate 50mbit
 	go run ./bench/plot <$(RESULTS) >docs/fanout.svg
