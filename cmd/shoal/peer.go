@@ -61,8 +61,8 @@ that folder; "shoal peer uninstall" restores it.`,
 	}
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", host, "the node's name, as in its certificate")
-	fl.StringVar(&f.zone, "zone", "", "zone in which the node stands: near nodes are preferred")
-	fl.StringVar(&f.rack, "rack", "", "rack in which the node stands")
+	fl.StringVar(&f.zone, "zone", "", "zone in which the node stands: nodes of one zone share everything, and each piece comes into a zone once")
+	fl.StringVar(&f.rack, "rack", "", "rack in which the node stands: nodes of one rack are preferred")
 	fl.StringVar(&f.dir, "dir", "", "folder for blobs and models (required)")
 	fl.StringVar(&f.tracker, "tracker", "", "address of the tracker, https://HOST:PORT; none with --gossip and --model")
 	fl.StringArrayVar(&f.mirrors, "mirror", nil, "address of a mirror, https://HOST:PORT (repeatable: they share the work, and stand in for each other)")
