@@ -377,7 +377,8 @@ func TestCopyResumes(t *testing.T) {
 			if resumed := result.BytesPresent >= size/2; resumed != (tc.keep && tc.faults == nil && tc.damage == nil) {
 				t.Errorf("%d bytes were there", result.BytesPresent)
 			}
-			if tc.keep && tc.faults == nil && tc.damage == nil && west.Received() > result.Bytes+2*chunk+64<<10 {
+			// Two blobs were under way: each loses what was sent of its chunk, and of one that was not yet answered.
+			if tc.keep && tc.faults == nil && tc.damage == nil && west.Received() > result.Bytes+3*chunk {
 				t.Errorf("%d bytes received for %d", west.Received(), result.Bytes)
 			}
 			checkPulled(t, to, "v1", tree)
