@@ -234,7 +234,7 @@ func (z *zone) unspread(n *node, now time.Time) time.Duration {
 	n.spread = kept
 	allowed := z.table.cfg.allowance(n.fetch)
 	if z.slow(n) {
-		allowed = max(1, allowed*int(z.times.get())/int(n.fetch))
+		allowed = max(1, int(float64(allowed)/n.pace))
 		if z.tooLate(n, now) {
 			allowed = 0
 		}
@@ -252,17 +252,16 @@ func (z *zone) unspread(n *node, now time.Time) time.Duration {
 // slow reports whether what n fetches reaches the others late: its fetches take long, and not because it
 // has much to make up that it gets from peers at the same time.
 func (z *zone) slow(n *node) bool {
-	median := z.times.get()
-	return median > 0 && n.fetch > slowFactor*median && n.late <= z.table.cfg.slack(z.table.pieces, z.members)
+	return n.pace > slowFactor && n.late <= z.table.cfg.slack(z.table.pieces, z.members)
 }
 
 // tooLate reports whether all others would wait at the end for a piece that is leased to n, which is slow, now:
-// it would not be with them before the origin has sent the rest. It says so for as long as our patience lasts: those
-// who fetch the rest may hang.
+// it would not be with them before the rest is. It says so for as long as our patience lasts: those who fetch
+// the rest may hang.
 func (z *zone) tooLate(n *node, now time.Time) bool {
 	fetching := z.fetching - len(n.open)
-	left := z.table.pieces - z.table.stats.Held - fetching
-	if fetching <= 0 || time.Duration(left)*z.times.get()/time.Duration(fetching) >= slowSpread*n.fetch {
+	left := z.table.pieces - z.held - fetching
+	if float64(left) >= slowSpread*n.pace*float64(fetching) {
 		return false
 	}
 	if n.passed.IsZero() {

@@ -50,6 +50,7 @@ type node struct {
 	alone   bool          // no node of another zone is in its reach
 	doubts  []string      // nodes that give it nothing, whatever they announce
 	late    int           // pieces that its zone held and it did not when it came
+	pace    float64       // moving average of its fetch times over the medians of their kinds, 0 before the first
 	fetch   time.Duration // moving average of its fetch times, 0 before the first
 	asked   time.Time
 	active  bool      // counts in the fair share
@@ -112,9 +113,11 @@ func (z *zone) finish(l *lease, now time.Time) {
 		} else {
 			z.imports.add(took)
 		}
+		pace := took.Seconds() / max(time.Millisecond, z.natural(l)).Seconds()
 		if l.node.fetch == 0 {
-			l.node.fetch = took
+			l.node.fetch, l.node.pace = took, pace
 		}
+		l.node.pace += (pace - l.node.pace) / 4
 		l.node.fetch += (took - l.node.fetch) / 4
 	}
 	z.remove(l)
