@@ -148,7 +148,7 @@ type farNode struct {
 func (f farNode) Range(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	border := f.session.client.border
 	ctx, cancel := context.WithCancelCause(ctx)
-	pace := &paced{cancel: cancel, stall: border.stall, timer: time.AfterFunc(border.stall, func() { cancel(errSlow) })}
+	pace := &paced{cancel: cancel, stall: border.stall, left: border.stall, timer: time.AfterFunc(border.stall, func() { cancel(errSlow) })}
 	_, length := f.session.torrent.span(0)
 	url := fmt.Sprintf("http://%s/v1/swarms/%s/pieces/%d", f.addr, f.session.hash.HexString(), off/length)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
@@ -160,6 +160,7 @@ func (f farNode) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 		return nil, errors.Join(err, pace.Close())
 	}
 	pace.body = resp.Body
+	pace.timer.Stop()
 	if resp.StatusCode != http.StatusOK || resp.ContentLength != n {
 		return nil, errors.Join(fmt.Errorf("%s answers %s with %d bytes, want %d", url, resp.Status, resp.ContentLength, n), pace.Close())
 	}
@@ -169,21 +170,26 @@ func (f farNode) Range(ctx context.Context, off, n int64) (io.ReadCloser, error)
 // errSlow is why an answer of another zone was given up.
 var errSlow = errors.New("the other zone's node sends next to nothing")
 
-// paced is the body of an answer that is given up when a part of it takes too long.
+// paced is the body of an answer that is given up when a part of it takes too long to come. What the reader waits
+// for in between, such as a limit of its own, does not count.
 type paced struct {
 	body   io.ReadCloser // nil before the answer begins
 	cancel context.CancelCauseFunc
 	stall  time.Duration
 	timer  *time.Timer
-	got    int // of the present part
+	got    int           // of the present part
+	left   time.Duration // for the rest of it
 }
 
 // Read implements io.Reader.
 func (p *paced) Read(b []byte) (int, error) {
+	begin := time.Now()
+	p.timer.Reset(p.left)
 	n, err := p.body.Read(b)
+	p.timer.Stop()
+	p.left = max(0, p.left-time.Since(begin))
 	if p.got += n; p.got >= borderPart {
-		p.got = 0
-		p.timer.Reset(p.stall)
+		p.got, p.left = 0, p.stall
 	}
 	return n, err
 }
