@@ -6,6 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
+
+	"github.com/shoal-project/shoal/internal/sha256lanes"
 )
 
 // Sizes of the Merkle tree over a blob (BEP 52).
@@ -120,8 +124,17 @@ func powerOfTwo(n int64) int64 {
 	return p
 }
 
-// LeafHash hashes one block of at most BlockSize bytes.
-func LeafHash(block []byte) Hash { return sha256.Sum256(block) }
+// AppendLeaves appends to leaves the hashes of the blocks of BlockSize bytes in b, of which only the last
+// may be shorter. It is fastest with 16 blocks at a time, or a multiple of that.
+func AppendLeaves(leaves []Hash, b []byte) []Hash {
+	whole, from := len(b)/BlockSize, len(leaves)
+	leaves = slices.Grow(leaves, whole+1)[:from+whole]
+	sha256lanes.Sums(leaves[from:], b[:whole*BlockSize], BlockSize)
+	if rest := b[whole*BlockSize:]; len(rest) > 0 {
+		leaves = append(leaves, sha256.Sum256(rest))
+	}
+	return leaves
+}
 
 // FoldPiece reduces the leaf hashes of one piece to the piece's hash. In a blob longer than one
 // piece every piece, the last too, is padded to the whole piece length; the only piece of a
@@ -137,13 +150,7 @@ func FoldPiece(leaves []Hash, pieceLength, blobSize int64) Hash {
 
 // PieceHash hashes the bytes of one whole piece.
 func PieceHash(piece []byte, pieceLength, blobSize int64) Hash {
-	leaves := make([]Hash, 0, (len(piece)+BlockSize-1)/BlockSize)
-	for len(piece) > 0 {
-		n := min(len(piece), BlockSize)
-		leaves = append(leaves, LeafHash(piece[:n]))
-		piece = piece[n:]
-	}
-	return FoldPiece(leaves, pieceLength, blobSize)
+	return FoldPiece(AppendLeaves(nil, piece), pieceLength, blobSize)
 }
 
 // Root folds the piece hashes of a blob of size bytes to its pieces root. hashes is left as it is.
@@ -226,26 +233,44 @@ func (p *PieceHasher) Write(b []byte) (int, error) {
 	p.size += int64(n)
 	for len(b) > 0 {
 		if len(p.block) == 0 && len(b) >= BlockSize {
-			p.addLeaf(b[:BlockSize])
-			b = b[BlockSize:]
+			b = p.addLeaves(b)
 			continue
 		}
 		take := min(BlockSize-len(p.block), len(b))
 		p.block = append(p.block, b[:take]...)
 		b = b[take:]
 		if len(p.block) == BlockSize {
-			p.addLeaf(p.block)
+			p.addLeaves(p.block)
 			p.block = p.block[:0]
 		}
 	}
 	return n, nil
 }
 
-func (p *PieceHasher) addLeaf(block []byte) {
+// ReadFrom implements io.ReaderFrom with reads long enough for AppendLeaves.
+func (p *PieceHasher) ReadFrom(r io.Reader) (int64, error) {
+	buf := make([]byte, 16*BlockSize)
+	for total := int64(0); ; {
+		n, err := io.ReadFull(r, buf)
+		_, _ = p.Write(buf[:n])
+		total += int64(n)
+		switch {
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+			return total, nil
+		case err != nil:
+			return total, err
+		}
+	}
+}
+
+// addLeaves adds the whole blocks of b that go into one piece, at least one, and returns what is left.
+func (p *PieceHasher) addLeaves(b []byte) []byte {
 	if len(p.leaves) == HashLayerPiece/BlockSize {
 		p.flush()
 	}
-	p.leaves = append(p.leaves, LeafHash(block))
+	n := min(len(b)/BlockSize, HashLayerPiece/BlockSize-len(p.leaves)) * BlockSize
+	p.leaves = AppendLeaves(p.leaves, b[:n])
+	return b[n:]
 }
 
 // flush closes a full piece. It is called when the next leaf is known to exist, so that the last
@@ -258,7 +283,10 @@ func (p *PieceHasher) flush() {
 // Sum ends the blob and returns its hash layer and pieces root. Write must not be called after it.
 func (p *PieceHasher) Sum() (HashLayer, Hash) {
 	if len(p.block) > 0 {
-		p.addLeaf(p.block)
+		if len(p.leaves) == HashLayerPiece/BlockSize {
+			p.flush()
+		}
+		p.leaves = AppendLeaves(p.leaves, p.block)
 		p.block = nil
 	}
 	if len(p.leaves) > 0 {

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"sort"
-
-	"github.com/shoal-project/shoal/model"
 )
 
 // layout says where a blob's bytes lie.
@@ -89,18 +87,4 @@ func (b bitmap) valid(n int) bool {
 	}
 	spare := len(b)*8 - n
 	return spare == 0 || b[len(b)-1]&(1<<spare-1) == 0
-}
-
-// pieceHasher reduces a piece to its hash from its bytes in order, without holding them.
-type pieceHasher struct {
-	leaves []model.Hash
-}
-
-// add adds the next bytes: whole leaves, except for the last of the blob.
-func (h *pieceHasher) add(b []byte) {
-	for len(b) > 0 {
-		n := min(len(b), model.BlockSize)
-		h.leaves = append(h.leaves, model.LeafHash(b[:n]))
-		b = b[n:]
-	}
 }

@@ -181,7 +181,7 @@ func (b *Blob) pieceRight(i int) (bool, error) {
 	off, left := b.span(i)
 	buf := b.store.chunks.get()
 	defer b.store.chunks.put(buf)
-	var sum pieceHasher
+	leaves := make([]model.Hash, 0, (left+model.BlockSize-1)/model.BlockSize)
 	for left > 0 {
 		chunk := buf[:min(left, chunkSize)]
 		if _, err := b.ReadAt(chunk, off); damaged(err) {
@@ -189,11 +189,11 @@ func (b *Blob) pieceRight(i int) (bool, error) {
 		} else if err != nil {
 			return false, err
 		}
-		sum.add(chunk)
+		leaves = model.AppendLeaves(leaves, chunk)
 		off += int64(len(chunk))
 		left -= int64(len(chunk))
 	}
-	return model.FoldPiece(sum.leaves, b.length, b.size) == b.hashes[i], nil
+	return model.FoldPiece(leaves, b.length, b.size) == b.hashes[i], nil
 }
 
 // damaged reports whether err means that the bytes on the disk are gone, and not that we could not
