@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ type Config struct {
 	// ServerTLS and ClientTLS are this node's mTLS sides. Both nil means plain text.
 	ServerTLS, ClientTLS *tls.Config
 	// Download and Upload limit the blocks that come from peers and go to them, in bytes; nil means no
-	// limit. Their burst is at least a block, 1 MiB. Wait holds up reads from origins, of n bytes each;
+	// limit. Their burst is at least BlockSize. Wait holds up reads from origins, of n bytes each;
 	// nil means not at all.
 	Download, Upload *rate.Limiter
 	Wait             func(ctx context.Context, n int) error
@@ -54,8 +55,8 @@ func New(cfg Config) (*Client, error) {
 		return nil, errors.New("swarm: TLS on one side only")
 	}
 	for _, l := range []*rate.Limiter{cfg.Download, cfg.Upload} {
-		if l != nil && l.Burst() < maxBlock {
-			return nil, fmt.Errorf("swarm: a limiter with a burst of %d bytes lets no block of %d through", l.Burst(), maxBlock)
+		if l != nil && l.Burst() < BlockSize {
+			return nil, fmt.Errorf("swarm: a limiter with a burst of %d bytes lets no block of %d through", l.Burst(), BlockSize)
 		}
 	}
 	if cfg.Logger == nil {
@@ -97,12 +98,14 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	s.AlwaysWantConns = true
 	// The library would drop them while it completes a piece, and look for new ones in a state that its own
 	// consistency check takes for a reason to panic. See Session.partLoop.
+	// Two nodes that hear of each other dial each other: one connection is enough.
+	s.DropDuplicatePeerIds = true
 	s.DropMutuallyCompletePeers = false
 	// Without the grace, slow blocks are requested twice; the watchdog covers the stuck ones.
 	s.StealRequestGrace = 5 * time.Second
 	// Any limit starves the link while hashing lags (1.60 x the bound at 32 MiB).
 	s.MaxUnverifiedBytes = 0
-	s.MaxAllocPeerRequestDataPerConn = 4 * maxBlock
+	s.MaxAllocPeerRequestDataPerConn = 4 * BlockSize
 	s.DialRateLimiter = rate.NewLimiter(100, 100)
 	// TLS is below us, or plain text was asked for: a second cipher only costs.
 	s.HeaderObfuscationPolicy = torrent.HeaderObfuscationPolicy{RequirePreferred: true}
@@ -114,6 +117,7 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	}
 	s.Slogger = slog.New(warnOnly{cfg.Logger.Handler()})
 	s.Callbacks.ReadMessage = c.read
+	s.Callbacks.ReadExtendedHandshake = c.met
 	s.Callbacks.PeerConnClosed = c.closed
 	s.Callbacks.ReceivedUsefulData = append(s.Callbacks.ReceivedUsefulData, c.delivered)
 	return s
@@ -140,11 +144,19 @@ func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
 	}
 }
 
+// met sees under which port the other side of a new connection listens, with the library's lock held.
+func (c *Client) met(conn *torrent.PeerConn, m *pp.ExtendedHandshakeMessage) {
+	if s := c.sessionOf(conn.Torrent()); s != nil && m.Port > 0 {
+		s.link(conn, net.JoinHostPort(hostOf(conn.RemoteAddr.String()), strconv.Itoa(m.Port)))
+	}
+}
+
 // closed sees the end of a peer's connection, with the library's lock held.
 func (c *Client) closed(conn *torrent.PeerConn) {
 	if s := c.sessionOf(conn.Torrent()); s != nil {
 		s.offers.gone(conn, time.Now())
 		s.trust.gone(&conn.Peer)
+		s.unlink(conn)
 	}
 }
 

@@ -189,15 +189,18 @@ func (c *coordinator) begin(l Lease) {
 	c.jobs <- l
 }
 
-// connect tells the library of the known peers. New ones are told of at once.
+// connect tells the library of the known peers that are not connected. New ones are told of at once.
 func (c *coordinator) connect(now time.Time, news bool) {
 	if !news && now.Before(c.connectAt) {
 		return
 	}
 	c.connectAt = now.Add(reconnect)
+	linked := c.s.linked()
 	infos := make([]torrent.PeerInfo, 0, len(c.peers))
 	for _, addr := range c.peers {
-		infos = append(infos, torrent.PeerInfo{Addr: torrent.StringAddr(addr)})
+		if !slices.Contains(linked, addr) {
+			infos = append(infos, torrent.PeerInfo{Addr: torrent.StringAddr(addr)})
+		}
 	}
 	if len(infos) > 0 {
 		c.s.bt.AddPeers(infos)

@@ -96,24 +96,38 @@ func (p *pieces) writeAt(i int, b []byte, off int64) (int, error) {
 	if p.store.Have(i) {
 		return len(b), nil
 	}
-	n, err := p.store.WriteAt(b, start+off)
-	if err != nil {
-		p.fail(err)
-		return n, err
-	}
 	leaves := p.leaves(i)
-	for at := off; at < off+int64(len(b)); {
-		k := at / model.BlockSize
-		from := k * model.BlockSize
-		end := min(from+model.BlockSize, length)
-		if at == from && end <= off+int64(len(b)) {
-			leaves[k] = leaf{model.LeafHash(b[from-off : end-off]), true}
-		} else {
-			leaves[k].known = false // half a leaf: read it back when the piece is checked
-		}
-		at = end
+	hashed := make(chan struct{})
+	go func() { // beside the write: a connection's blocks come one after the other
+		defer close(hashed)
+		hashLeaves(leaves, b, off, length)
+	}()
+	n, err := p.store.WriteAt(b, start+off)
+	<-hashed
+	if err != nil {
+		p.forget(i) // what was hashed is not there
+		p.fail(err)
 	}
-	return n, nil
+	return n, err
+}
+
+// hashLeaves sets the leaves that b has a part of, at off in a piece of length bytes.
+func hashLeaves(leaves []leaf, b []byte, off, length int64) {
+	end := off + int64(len(b))
+	first := (off + model.BlockSize - 1) / model.BlockSize // that b has from its start on
+	after := end / model.BlockSize                         // the first that b does not have to its end
+	if end == length {
+		after = int64(len(leaves))
+	}
+	for k := off / model.BlockSize; k*model.BlockSize < end; k++ {
+		leaves[k].known = false // half a leaf is read back when the piece is checked
+	}
+	if first >= after {
+		return
+	}
+	for k, h := range model.AppendLeaves(nil, b[first*model.BlockSize-off:min(after*model.BlockSize, length)-off]) {
+		leaves[first+int64(k)] = leaf{h, true}
+	}
 }
 
 // seal checks piece i and marks it. It returns errPiece where the bytes are wrong, in which case
@@ -165,7 +179,7 @@ func (p *pieces) check(i int) error {
 		if _, err := p.store.ReadAt(b, start+from); err != nil && !errors.Is(err, io.EOF) {
 			return fmt.Errorf("piece %d of %s: %w", i, p.torrent.Digest, err)
 		}
-		hashes[k] = model.LeafHash(b)
+		hashes[k] = model.AppendLeaves(nil, b)[0]
 	}
 	if model.FoldPiece(hashes, p.length, p.torrent.Size) != p.torrent.Pieces[i] {
 		return errPiece

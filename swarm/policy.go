@@ -12,7 +12,3 @@ const (
 	MaxStuck       = maxStuck
 	DoubtAfter     = doubtAfter
 )
-
-// BlockSize is how many bytes a Session asks for in one request, in a blob of pieces of the given
-// length.
-func BlockSize(pieceLength int64) int64 { return blockSize(pieceLength) }

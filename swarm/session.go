@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -13,10 +14,7 @@ import (
 
 	"github.com/anacrolix/torrent"
 	"github.com/anacrolix/torrent/metainfo"
-	pp "github.com/anacrolix/torrent/peer_protocol"
 	"golang.org/x/sync/errgroup"
-
-	"github.com/shoal-project/shoal/model"
 )
 
 // Leaser is where a node says what it holds of one blob and learns which pieces it alone of its zone should
@@ -108,8 +106,9 @@ type Session struct {
 	final       atomic.Pointer[Stats]
 
 	mu     sync.Mutex
-	leased map[int]bool // being fetched from an origin
-	why    error        // of the last failure that is waited out
+	leased map[int]bool                 // being fetched from an origin
+	links  map[*torrent.PeerConn]string // the addresses that the connected peers can be dialled at
+	why    error                        // of the last failure that is waited out
 }
 
 // Join makes the node a member of the blob's swarm. Whatever storage holds is offered to the peers
@@ -125,7 +124,7 @@ func (c *Client) Join(t Torrent, storage Storage, cfg JoinConfig) (*Session, err
 	s := &Session{
 		client: c, log: c.log.With("digest", t.Digest), torrent: t, cfg: cfg,
 		hash: metainfo.HashBytes(info), offers: newOffers(len(t.Pieces)), trust: newTrust(),
-		failed: make(chan error, 1), leased: map[int]bool{},
+		failed: make(chan error, 1), leased: map[int]bool{}, links: map[*torrent.PeerConn]string{},
 	}
 	s.pieces = newPieces(t, storage, s.onPiece, s.fail)
 	s.lastPiece.Store(time.Now().UnixNano())
@@ -147,7 +146,7 @@ func (c *Client) Join(t Torrent, storage Storage, cfg JoinConfig) (*Session, err
 		InfoHash:                 s.hash,
 		Storage:                  s.pieces,
 		InfoBytes:                info,
-		ChunkSize:                pp.Integer(blockSize(model.PieceLength(t.Size))),
+		ChunkSize:                BlockSize,
 		DisableInitialPieceCheck: true,
 	})
 	if s.bt.Info() == nil {
@@ -317,6 +316,25 @@ func (s *Session) partLoop(ctx context.Context) error {
 		case <-s.offers.whole:
 		}
 	}
+}
+
+func (s *Session) link(conn *torrent.PeerConn, addr string) {
+	s.mu.Lock()
+	s.links[conn] = addr
+	s.mu.Unlock()
+}
+
+func (s *Session) unlink(conn *torrent.PeerConn) {
+	s.mu.Lock()
+	delete(s.links, conn)
+	s.mu.Unlock()
+}
+
+// linked returns the addresses of the connected peers.
+func (s *Session) linked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.links))
 }
 
 func (s *Session) isLeased(i int) bool {

@@ -64,20 +64,10 @@ func (t Torrent) span(i int) (off, length int64) {
 	return off, min(length, t.Size-off)
 }
 
-const maxBlock = 1 << 20
-
-// blockSize is what is asked from a peer in one request: 64 KiB keeps short pieces flowing among
-// many peers, 1 MiB halves the CPU where pieces are long.
-func blockSize(pieceLength int64) int64 {
-	switch {
-	case pieceLength >= 8<<20:
-		return maxBlock
-	case pieceLength >= 2<<20:
-		return 256 << 10
-	default:
-		return 64 << 10
-	}
-}
+// BlockSize is how many bytes are asked from a peer in one request. A node that gets a model from another
+// takes a sixth more CPU with 64 KiB, and its sender a third more with 1 MiB (docs/performance.md). It is 16
+// leaves, which one call hashes at once.
+const BlockSize = 256 << 10
 
 // Storage is the place of a blob's bytes on a node. It is safe for concurrent use; offsets are
 // those of the blob.

@@ -76,10 +76,10 @@ func askFor(m *member, c *conn, p, room int) int {
 		return 1
 	}
 	state := &m.blocks[p]
-	all := uint16(1<<m.layer.blocks - 1)
+	all := m.layer.allBlocks()
 	n := 0
 	for free := all &^ state.asked; free != 0 && n < room; n++ {
-		b := bits.TrailingZeros16(free)
+		b := bits.TrailingZeros64(free)
 		free &^= 1 << b
 		state.asked |= 1 << b
 		c.queue = append(c.queue, request{piece: int32(p), block: uint8(b)})
@@ -108,7 +108,7 @@ func (h *chooser) gather(m *member, told set, limit int) {
 		if m.blocks == nil {
 			return 1
 		}
-		return m.layer.blocks - bits.OnesCount16(m.blocks[p].asked)
+		return m.layer.blocks - bits.OnesCount64(m.blocks[p].asked)
 	}
 	h.open = h.open[:0]
 	for i, word := range told {

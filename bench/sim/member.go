@@ -51,6 +51,9 @@ type layer struct {
 	done    []moment // of the members that finished, in order
 }
 
+// allBlocks is the bits of a piece's blocks in progress.
+func (l *layer) allBlocks() uint64 { return ^uint64(0) >> (64 - l.blocks) }
+
 // parts is how many parts of a piece share c's supplier's uplink with others.
 func (l *layer) parts(c *conn) int {
 	if c.peer == l.mirror {
@@ -103,7 +106,7 @@ type link struct {
 }
 
 // progress is how far the blocks of a piece are.
-type progress struct{ asked, got uint16 }
+type progress struct{ asked, got uint64 }
 
 // member is a node's part in a layer's swarm: swarm.Session and the library's Torrent.
 type member struct {
@@ -330,7 +333,7 @@ func (w *world) arrive(c *conn, r request) {
 	whole := true
 	if m.blocks != nil {
 		m.blocks[p].got |= 1 << r.block
-		whole = m.blocks[p].got == 1<<m.layer.blocks-1
+		whole = m.blocks[p].got == m.layer.allBlocks()
 	}
 	if whole {
 		w.gain(m, p)

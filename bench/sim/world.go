@@ -137,7 +137,7 @@ const toldWithin = 20 * time.Millisecond
 func (w *world) newLayer(i int) *layer {
 	size := w.cfg.LayerBytes
 	l := &layer{size: size, pieces: model.NumPieces(size), length: model.PieceLength(size), path: announcePath(i), fill: -1}
-	l.chunks = int(l.length / swarm.BlockSize(l.length))
+	l.chunks = int(l.length / swarm.BlockSize)
 	l.blocks = l.chunks
 	if w.cfg.Coarse {
 		l.blocks = 1
