@@ -1,5 +1,5 @@
 // Package peer is the node agent: it asks the tracker which models the node should hold, brings
-// their layers through the swarm into the store, publishes each model when all of it is verified,
+// their layers through the swarm into the store, publishes each model when all of its pieces are right,
 // and tells the tracker how far it is.
 //
 // A model takes one way: its manifest and hash layers come from the mirror (the upstream registry

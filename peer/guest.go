@@ -367,7 +367,7 @@ func (a *arriving) Size() int64 { return a.guest.part.seed.size }
 func (a *arriving) Wait(ctx context.Context, off int64) error {
 	sd := a.guest.part.seed
 	if off >= sd.size {
-		return sd.await(ctx)
+		return sd.awaitChecked(ctx)
 	}
 	for piece := int(off / sd.blob.PieceLength()); ; {
 		news := sd.blob.News()

@@ -6,7 +6,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type collector struct {
 	peer                                   *Peer
 	origin, received, imported, sent, lost *prometheus.Desc
-	models                                 *prometheus.Desc
+	models, unchecked                      *prometheus.Desc
 }
 
 func newCollector(p *Peer) *collector {
@@ -19,12 +19,14 @@ func newCollector(p *Peer) *collector {
 		sent:     counter("shoal_peer_sent_bytes_total", "Body bytes sent to other nodes."),
 		lost:     counter("shoal_peer_wasted_bytes_total", "Body bytes received twice or wrong."),
 		models:   prometheus.NewDesc("shoal_peer_models", "Desired models by state.", []string{"state"}, nil),
+		unchecked: prometheus.NewDesc("shoal_peer_unchecked_layers",
+			"Layers with every piece right, whose whole sha256 is still being checked.", nil, nil),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.origin, c.received, c.imported, c.sent, c.lost, c.models} {
+	for _, d := range []*prometheus.Desc{c.origin, c.received, c.imported, c.sent, c.lost, c.models, c.unchecked} {
 		ch <- d
 	}
 }
@@ -37,6 +39,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	} {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n))
 	}
+	ch <- prometheus.MustNewConstMetric(c.unchecked, prometheus.GaugeValue, float64(c.peer.seeds.unchecked()))
 	states := map[string]int{StateResolving: 0, StateFetching: 0, StateReady: 0, StateFailed: 0}
 	list, _ := c.peer.progress()
 	for _, m := range list {

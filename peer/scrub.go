@@ -9,7 +9,7 @@ import (
 // errScrubbed is what a model's report says while pieces that changed on disk are fetched again.
 var errScrubbed = errors.New("pieces on disk are wrong")
 
-// unready takes finish back.
+// unready takes back that every piece is right.
 func (sd *seed) unready() {
 	sd.mu.Lock()
 	select {

@@ -70,8 +70,10 @@ type seed struct {
 	cancel context.CancelFunc
 	ended  chan struct{} // run has returned
 
+	checked chan struct{} // closed when the whole sha256 was found right
+
 	mu    sync.Mutex
-	ready chan struct{} // closed when the whole sha256 was checked; another one after a scrub found damage
+	ready chan struct{} // closed when every piece is right; another one after damage was found
 	refs  int           // guarded by seeds.mu
 	err   error         // why it never will be ready
 	why   error         // why nothing comes at the moment, beside what the sessions say
@@ -159,7 +161,7 @@ func (s *seeds) begin(ctx context.Context, spec store.Spec, open func() ([]*regi
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	sd := &seed{
 		all: s, key: spec.Key(), size: spec.Size, layer: spec.Layer, blob: blob, repos: repos, cancel: cancel, refs: 1,
-		ended: make(chan struct{}), ready: make(chan struct{}), scrub: make(chan chan []int),
+		ended: make(chan struct{}), ready: make(chan struct{}), checked: make(chan struct{}), scrub: make(chan chan []int),
 	}
 	s.running.Go(func() {
 		defer close(sd.ended)
@@ -197,6 +199,18 @@ func (s *seeds) release(sd *seed) {
 }
 
 func (s *seeds) wait() { s.running.Wait() }
+
+// unchecked counts the layers that are ready and not checked.
+func (s *seeds) unchecked() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sd := range s.open {
+		if sd.isReady() && !sd.isChecked() && sd.failure() == nil {
+			n++
+		}
+	}
+	return n
+}
 
 // total counts everything since the start.
 func (s *seeds) total() swarm.Stats {
@@ -253,6 +267,7 @@ func (sd *seed) serve(ctx context.Context, done, ended <-chan struct{}) error {
 			err := sd.finish(ctx)
 			if errors.Is(err, store.ErrIncomplete) { // the disk changed: join anew, fetch what is wrong
 				sd.all.log.Warn("pieces changed on disk and are fetched again", "digest", sd.key.Digest)
+				sd.unready()
 				return nil
 			}
 			if err != nil {
@@ -270,11 +285,24 @@ func (sd *seed) serve(ctx context.Context, done, ended <-chan struct{}) error {
 	}
 }
 
-// finish checks the whole blob and makes the seed ready.
+// finish makes the seed ready and checks the whole sha256. Where a root binds the pieces to the manifest that
+// named it, a model need not wait for the sha256, which takes a second for a GiB: it only says whether the
+// blob may be given to those who ask for the digest.
 func (sd *seed) finish(ctx context.Context) error {
+	if !sd.key.Root.IsZero() {
+		sd.makeReady()
+	}
 	if err := sd.blob.Finish(ctx); err != nil {
 		return err
 	}
+	sd.makeReady()
+	if !sd.isChecked() {
+		close(sd.checked)
+	}
+	return nil
+}
+
+func (sd *seed) makeReady() {
 	sd.mu.Lock()
 	defer sd.mu.Unlock()
 	select {
@@ -282,10 +310,9 @@ func (sd *seed) finish(ctx context.Context) error {
 	default:
 		close(sd.ready)
 	}
-	return nil
 }
 
-// readiness is closed once the layer is whole and checked. After damage was found it is another one.
+// readiness is closed once every piece of the layer is right. After damage was found it is another one.
 func (sd *seed) readiness() chan struct{} {
 	sd.mu.Lock()
 	defer sd.mu.Unlock()
@@ -295,6 +322,15 @@ func (sd *seed) readiness() chan struct{} {
 func (sd *seed) isReady() bool {
 	select {
 	case <-sd.readiness():
+		return true
+	default:
+		return false
+	}
+}
+
+func (sd *seed) isChecked() bool {
+	select {
+	case <-sd.checked:
 		return true
 	default:
 		return false
@@ -315,10 +351,15 @@ func (sd *seed) failure() error {
 	return sd.err
 }
 
-// await waits until the layer is whole and checked.
-func (sd *seed) await(ctx context.Context) error {
+// await waits until every piece of the layer is right.
+func (sd *seed) await(ctx context.Context) error { return sd.awaitClosed(ctx, sd.readiness()) }
+
+// awaitChecked waits until the layer's whole sha256 was found right.
+func (sd *seed) awaitChecked(ctx context.Context) error { return sd.awaitClosed(ctx, sd.checked) }
+
+func (sd *seed) awaitClosed(ctx context.Context, ch <-chan struct{}) error {
 	select {
-	case <-sd.readiness():
+	case <-ch:
 		return nil
 	case <-sd.ended:
 		if err := sd.failure(); err != nil {

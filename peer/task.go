@@ -263,15 +263,19 @@ func (t *task) hold(ctx context.Context, image *content) error {
 		t.mu.Unlock()
 		t.set(StateReady, nil)
 		t.log.Info("the model is ready", "path", path, "bytes", t.progress().Total, "dur", t.took)
-		if err := t.untilBroken(ctx, parts, whole); err != nil {
-			return err
+		broken := t.untilBroken(ctx, parts, whole)
+		if _, corrupt := errors.AsType[*store.CorruptError](broken); broken != nil && !corrupt {
+			return broken
 		}
-		t.log.Error("the model on disk is damaged: it is withdrawn until it is mended")
+		t.log.Error("the model is not what it was published as: it is withdrawn", "err", broken)
 		t.mu.Lock()
 		t.tree = ""
 		t.mu.Unlock()
 		if err := t.peer.cfg.Store.Withdraw(image.manifest()); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return err
+			return errors.Join(err, broken)
+		}
+		if broken != nil {
+			return broken
 		}
 		t.set(StateFetching, errScrubbed)
 		for _, p := range parts {

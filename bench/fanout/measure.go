@@ -109,6 +109,10 @@ func (n *node) count(ctx context.Context, m *marks) (err error) {
 			return err
 		}
 	}
+	// The processor time that this takes is the node's too.
+	if err := n.AwaitChecked(ctx); err != nil {
+		return err
+	}
 	if m.rx[n.name], err = counter(n.host.port, "tx_bytes"); err != nil {
 		return err
 	}

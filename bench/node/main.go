@@ -48,7 +48,9 @@ after the other: a second node gets the model from the first one (shoal); net/ht
 node's file to a client that asks for it as a range, hashes it and writes it (http); curl writes it
 without hashing. The same over mutual TLS 1.3, which is what Shoal speaks by default, and over plain TCP.
 
-  MB/S       1e6 bytes a second; for shoal until the model is complete, checked twice and visible
+  MB/S       1e6 bytes a second; for shoal from the start until the model is complete, each piece
+             checked, and visible
+  CHECKED    the same until the sha256 of the whole was checked too, which the node does behind that
   SENDER     CPU seconds, user and system, of the process that sends, for each GiB
   RECEIVER   the same of the process that receives, its start included
   BOTH       their sum. shoal hashes everything twice: each piece as it arrives, and the whole blob
@@ -56,7 +58,7 @@ without hashing. The same over mutual TLS 1.3, which is what Shoal speaks by def
              the file from the page cache and hashing it
   MEMORY     the most anonymous memory of the receiving node (shoal only)
 
-Each figure is the median of the runs. The bounds are: less digest, shoal takes at most 1.25 x the CPU
+Each figure is the median of the runs, a ratio that of the runs' own. The bounds are: less digest, shoal takes at most 1.25 x the CPU
 of http, and it is at least 0.8 x as fast. The last line of stdout is a JSON object.`,
 		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error { return bench(cmd.Context(), f) },

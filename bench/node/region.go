@@ -219,6 +219,11 @@ func (r *region) fetch(ctx context.Context, i int) (f figures, err error) {
 	if f.Memory, err = r.await(ctx, p, time.Now()); err != nil {
 		return f, err
 	}
+	ready := time.Now()
+	if err := p.AwaitChecked(ctx); err != nil {
+		return f, err
+	}
+	checked := time.Since(ready)
 	sender, err1 := r.sender.CPU()
 	receiver, err2 := p.CPU()
 	if err := errors.Join(err1, err2, profiled()); err != nil {
@@ -226,7 +231,7 @@ func (r *region) fetch(ctx context.Context, i int) (f figures, err error) {
 	}
 	f.Sender, f.Receiver = r.perGiB(sender-before), r.perGiB(receiver)
 	seconds, _ := p.Took([]string{modelName})
-	f.MBs = r.mbs(seconds)
+	f.MBs, f.Checked = r.mbs(seconds), r.mbs(seconds+checked.Seconds())
 	origin, err := p.Metric(ctx, "shoal_peer_origin_bytes_total")
 	if err != nil {
 		return f, err

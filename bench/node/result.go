@@ -10,6 +10,7 @@ import (
 // figures are those of one way to carry the model.
 type figures struct {
 	MBs      float64 `json:"mb_s"`
+	Checked  float64 `json:"mb_s_checked,omitempty"` // until the sha256 of the whole was checked too, shoal only
 	Sender   float64 `json:"cpu_s_per_gib_sender"`
 	Receiver float64 `json:"cpu_s_per_gib_receiver"`
 	Memory   float64 `json:"rss_anon_mib_receiver,omitempty"`
@@ -23,9 +24,10 @@ type result struct {
 	Shoal     figures  `json:"shoal"`
 	HTTP      figures  `json:"http"`
 	Curl      *figures `json:"curl,omitempty"` // nil: there is no curl here
-	// CPURatio is the CPU of both sides, shoal's without the sha256 of the whole, over that of HTTP.
+	// CPURatio is the CPU of both sides, shoal's without the sha256 of the whole, over that of HTTP, and
+	// SpeedRatio that of the rates. Both are taken within a run: the machine may be slower in another.
 	CPURatio   float64 `json:"cpu_ratio"`
-	SpeedRatio float64 `json:"speed_ratio"` // over HTTP
+	SpeedRatio float64 `json:"speed_ratio"`
 }
 
 // report is the JSON object of the last line.
@@ -49,32 +51,31 @@ func median(runs []figures) figures {
 		for _, r := range runs {
 			all = append(all, get(r))
 		}
-		slices.Sort(all)
-		return all[len(all)/2]
+		return middle(all)
 	}
 	return figures{
-		of(func(f figures) float64 { return f.MBs }), of(func(f figures) float64 { return f.Sender }),
+		of(func(f figures) float64 { return f.MBs }), of(func(f figures) float64 { return f.Checked }), of(func(f figures) float64 { return f.Sender }),
 		of(func(f figures) float64 { return f.Receiver }), of(func(f figures) float64 { return f.Memory }),
 	}
 }
 
-// rate fills in the ratios.
-func (r *result) rate(digest float64) {
-	r.CPURatio = (r.Shoal.both() - digest) / r.HTTP.both()
-	r.SpeedRatio = r.Shoal.MBs / r.HTTP.MBs
+// middle is the median.
+func middle(all []float64) float64 {
+	all = slices.Sorted(slices.Values(all))
+	return all[len(all)/2]
 }
 
 func (r report) table(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "TRANSPORT\tBY\tMB/S\tSENDER\tRECEIVER\tBOTH\tLESS DIGEST\tMEMORY\t")
+	fmt.Fprintln(t, "TRANSPORT\tBY\tMB/S\tCHECKED\tSENDER\tRECEIVER\tBOTH\tLESS DIGEST\tMEMORY\t")
 	for _, x := range r.Results {
-		row := func(by string, f figures, less, memory string) {
-			fmt.Fprintf(t, "%s\t%s\t%.0f\t%.2f\t%.2f\t%.2f\t%s\t%s\t\n", x.Transport, by, f.MBs, f.Sender, f.Receiver, f.both(), less, memory)
+		row := func(by string, f figures, checked, less, memory string) {
+			fmt.Fprintf(t, "%s\t%s\t%.0f\t%s\t%.2f\t%.2f\t%.2f\t%s\t%s\t\n", x.Transport, by, f.MBs, checked, f.Sender, f.Receiver, f.both(), less, memory)
 		}
-		row("shoal", x.Shoal, fmt.Sprintf("%.2f", x.Shoal.both()-r.Digest), fmt.Sprintf("%.0f MiB", x.Shoal.Memory))
-		row("http", x.HTTP, "", "")
+		row("shoal", x.Shoal, fmt.Sprintf("%.0f", x.Shoal.Checked), fmt.Sprintf("%.2f", x.Shoal.both()-r.Digest), fmt.Sprintf("%.0f MiB", x.Shoal.Memory))
+		row("http", x.HTTP, "", "", "")
 		if x.Curl != nil {
-			row("curl", *x.Curl, "", "")
+			row("curl", *x.Curl, "", "", "")
 		}
 	}
 	if err := t.Flush(); err != nil {

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -76,9 +75,6 @@ func bench(ctx context.Context, f flags) (err error) {
 		}
 		out.Results = append(out.Results, r)
 	}
-	for i := range out.Results {
-		out.Results[i].rate(out.Digest)
-	}
 	out.Verified = true
 	if err := out.table(os.Stdout); err != nil {
 		return err
@@ -109,7 +105,7 @@ func (b *benchRun) play(ctx context.Context, transport string, out *report) (res
 		return res, err
 	}
 	var shoal, http, curl []figures
-	var digest []float64
+	var digest, cpuRatios, speedRatios []float64
 	// The memory that a virtual machine touches first is dear, and that which was freed last is taken
 	// first: this makes it the same for all that follow.
 	if _, err := r.http(ctx); err != nil {
@@ -133,18 +129,22 @@ func (b *benchRun) play(ctx context.Context, transport string, out *report) (res
 			return res, err
 		}
 		shoal, http, digest = append(shoal, s), append(http, h), append(digest, d)
+		cpuRatios = append(cpuRatios, (s.both()-d)/h.both())
+		speedRatios = append(speedRatios, s.MBs/h.MBs)
 		if c != nil {
 			curl = append(curl, *c)
 		}
 		fmt.Fprintf(os.Stderr, "%-5s run %d: shoal %.0f MB/s, %.2f + %.2f CPU s/GiB; http %.0f MB/s, %.2f + %.2f\n",
 			transport, i+1, s.MBs, s.Sender, s.Receiver, h.MBs, h.Sender, h.Receiver)
 	}
-	res = result{Transport: transport, Shoal: median(shoal), HTTP: median(http)}
+	res = result{
+		Transport: transport, Shoal: median(shoal), HTTP: median(http),
+		CPURatio: middle(cpuRatios), SpeedRatio: middle(speedRatios),
+	}
 	if len(curl) > 0 {
 		c := median(curl)
 		res.Curl = &c
 	}
-	slices.Sort(digest)
-	out.Digest = digest[len(digest)/2]
+	out.Digest = middle(digest)
 	return res, nil
 }

@@ -214,6 +214,23 @@ func (p *Program) Metric(ctx context.Context, name string) (int64, error) {
 	return int64(v), nil
 }
 
+// AwaitChecked waits until a node has checked the sha256 of every layer whose pieces it has.
+func (p *Program) AwaitChecked(ctx context.Context) error {
+	for {
+		n, err := p.Metric(ctx, "shoal_peer_unchecked_layers")
+		if err != nil || n == 0 {
+			return err
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-p.gone:
+			return fmt.Errorf("%s on %s ended:\n%s", p.what, p.place.Name, p.Last())
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
 // CPU is the processor time that the process has used, in seconds (proc(5), stat, fields 14 and 15).
 func (p *Program) CPU() (float64, error) {
 	raw, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "stat"))
