@@ -80,10 +80,9 @@ bench: bin/shoal bin/fanout
 	mkdir -p $(dir $(RESULTS)) && rm -f $(RESULTS)
 	$(FANOUT) --nodes 4
 	$(FANOUT) --nodes 8 --scenario all --baselines
-	$(FANOUT) --nodes 8 --plaintext
-	$(FANOUT) --nodes 8 --rate 100mbit --scenario cold,slow-node,lost-node,staggered
 	$(FANOUT) --nodes 16 --rate 100mbit
-	$(FANOUT) --nodes 16 --rate 50mbit
+	$(FANOUT) --nodes 8 --plaintext
+	$(FANOUT) --nodes 8 --rate 100mbit --scenario cold,staggered
 	go run ./bench/plot <$(RESULTS) >docs/fanout.svg
 # How fast one node gives a model to another on loopback, and the CPU of both, beside net/http and curl;
 # the last line is a JSON object.

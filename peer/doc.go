@@ -4,8 +4,8 @@
 //
 // A model takes one way: its manifest and hash layers come from the mirror (the upstream registry
 // where the mirror does not answer), each layer becomes a swarm.Session that writes into a
-// store.Blob, the blob's sha256 is checked, and the tree of hard links appears by one rename. A
-// layer that two models share has one session.
+// store.Blob, and the tree of hard links appears by one rename when every piece is right. The blob's
+// sha256 is checked behind that. A layer that two models share has one session.
 //
 // The agent holds no Kubernetes credentials. cmd/shoal runs it.
 package peer
