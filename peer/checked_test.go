@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/internal/registryserver"
 	"github.com/shoal-project/shoal/model"
 	"github.com/shoal-project/shoal/peer/store"
@@ -30,8 +31,75 @@ func TestContradiction(t *testing.T) {
 	image := r.push("v1", modelFiles(1))
 	layer := slices.MaxFunc(image.Layers, func(a, b model.Layer) int { return cmp.Compare(a.Size, b.Size) })
 	lie := r.contradict("v1", layer)
-	r.desire("lie")
-	n := r.newNode()
+	r.newNode().checkContradicted(layer, lie) // found at once
+
+	n := r.newNode() // found before a crash
+	n.stop()
+	n.publishUnchecked("lie", layer.Digest)
+	if _, err := os.Stat(n.tree("lie") + "/"); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	n.checkContradicted(layer, lie)
+}
+
+// publishUnchecked leaves in the stopped node's store what a node leaves that is killed between the moment at
+// which it notes that a layer contradicts its manifest and that at which it withdraws the model.
+func (n *node) publishUnchecked(tag string, layer digest.Digest) {
+	n.t.Helper()
+	ctx, s := n.t.Context(), newStore(n.t, n.dir)
+	repo := n.region.open(tag)
+	image, err := resolveContent(ctx, repo, tag)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	reader := newTask(n.Peer, n.region.desired(tag))
+	var lying *store.Blob
+	for _, spec := range image.specs() {
+		if spec.Hashes, err = reader.hashes(ctx, []*registry.Repository{repo}, *spec.Layer); err != nil {
+			n.t.Fatal(err)
+		}
+		blob, err := s.Create(ctx, spec)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		content := n.region.read(tag, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: spec.Digest, Size: spec.Size})
+		writeWhole(n.t, blob, content)
+		if spec.Digest == layer {
+			lying = blob
+			continue
+		}
+		if err := blob.Close(); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	if _, err := image.publish(ctx, s, tag); err != nil {
+		n.t.Fatal(err)
+	}
+	if _, ok := errors.AsType[*store.CorruptError](lying.Finish(ctx)); !ok {
+		n.t.Fatal("the layer does not contradict its manifest")
+	}
+	if err := errors.Join(lying.Close(), s.Close()); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func writeWhole(t *testing.T, blob *store.Blob, content []byte) {
+	t.Helper()
+	if _, err := blob.WriteAt(content, 0); err != nil {
+		t.Fatal(err)
+	}
+	for i := range blob.NumPieces() {
+		if err := blob.MarkPiece(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (n *node) checkContradicted(layer model.Layer, lie model.Hash) {
+	t := n.t
+	t.Helper()
+	n.region.desire("lie")
 	m := n.reach("lie", StateFailed)
 	want := fmt.Sprintf("blob %s: the pieces root %s that its manifest gives is that of", layer.Digest, lie)
 	if !strings.Contains(m.Error, want) || !strings.Contains(m.Error, "pack the model again") {
@@ -62,14 +130,7 @@ func TestWrongRawBlob(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := blob.WriteAt(content, 0); err != nil {
-		t.Fatal(err)
-	}
-	for i := range blob.NumPieces() {
-		if err := blob.MarkPiece(i); err != nil {
-			t.Fatal(err)
-		}
-	}
+	writeWhole(t, blob, content)
 	n.checkFinish(blob, false)
 }
 
@@ -89,28 +150,27 @@ func (n *node) checkFinish(blob *store.Blob, ready bool) {
 	}
 }
 
+// read returns what the repository of tag has for desc.
+func (r *region) read(tag string, desc ocispec.Descriptor) []byte {
+	r.t.Helper()
+	body, err := r.open(tag).Fetch(r.t.Context(), desc)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer body.Close()
+	raw, err := io.ReadAll(body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return raw
+}
+
 // contradict tags as "lie" the image of tag with another pieces root for layer, and has the registry give the
 // bytes of that root.
 func (r *region) contradict(tag string, layer model.Layer) (root model.Hash) {
 	r.t.Helper()
 	ctx, repo := r.t.Context(), r.open(tag)
-	read := func(desc ocispec.Descriptor, err error) []byte {
-		r.t.Helper()
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		body, err := repo.Fetch(ctx, desc)
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		defer body.Close()
-		raw, err := io.ReadAll(body)
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		return raw
-	}
-	content := read(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: layer.Digest, Size: layer.Size}, nil)
+	content := r.read(tag, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: layer.Digest, Size: layer.Size})
 	at := layer.Size / 2
 	content[at] ^= 0xff
 	var hasher model.PieceHasher
@@ -120,11 +180,15 @@ func (r *region) contradict(tag string, layer model.Layer) (root model.Hash) {
 		r.t.Fatal(err)
 	}
 	var index ocispec.Index
-	if err := json.Unmarshal(read(repo.Resolve(ctx, tag)), &index); err != nil {
+	top, err := repo.Resolve(ctx, tag)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := json.Unmarshal(r.read(tag, top), &index); err != nil {
 		r.t.Fatal(err)
 	}
 	var m ocispec.Manifest
-	if err := json.Unmarshal(read(index.Manifests[0], nil), &m); err != nil {
+	if err := json.Unmarshal(r.read(tag, index.Manifests[0]), &m); err != nil {
 		r.t.Fatal(err)
 	}
 	// The root stands in the member table and in the manifest, which names the table.
@@ -133,7 +197,7 @@ func (r *region) contradict(tag string, layer model.Layer) (root model.Hash) {
 	if _, err := fmt.Sscan(m.Annotations[model.AnnotationMembersSize], &table.Size); err != nil {
 		r.t.Fatal(err)
 	}
-	members := strings.ReplaceAll(string(read(table, nil)), layer.Root.String(), root.String())
+	members := strings.ReplaceAll(string(r.read(tag, table)), layer.Root.String(), root.String())
 	table.Digest = digest.FromString(members)
 	if err := repo.Push(ctx, table, strings.NewReader(members)); err != nil {
 		r.t.Fatal(err)

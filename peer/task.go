@@ -254,24 +254,25 @@ func (t *task) hold(ctx context.Context, image *content) error {
 		for i, p := range parts {
 			whole[i] = p.seed.readiness()
 		}
-		path, err := image.publish(ctx, t.peer.cfg.Store, t.model.Name)
-		if err != nil {
-			return err
+		path, broken := image.publish(ctx, t.peer.cfg.Store, t.model.Name)
+		if broken == nil {
+			t.mu.Lock()
+			t.took, t.tree = time.Since(t.started), path
+			t.mu.Unlock()
+			t.set(StateReady, nil)
+			t.log.Info("the model is ready", "path", path, "bytes", t.progress().Total, "dur", t.took)
+			broken = t.untilBroken(ctx, parts, whole)
 		}
-		t.mu.Lock()
-		t.took, t.tree = time.Since(t.started), path
-		t.mu.Unlock()
-		t.set(StateReady, nil)
-		t.log.Info("the model is ready", "path", path, "bytes", t.progress().Total, "dur", t.took)
-		broken := t.untilBroken(ctx, parts, whole)
+		// What contradicts itself may stand from before the node's last start.
 		if _, corrupt := errors.AsType[*store.CorruptError](broken); broken != nil && !corrupt {
 			return broken
 		}
-		t.log.Error("the model is not what it was published as: it is withdrawn", "err", broken)
 		t.mu.Lock()
 		t.tree = ""
 		t.mu.Unlock()
-		if err := t.peer.cfg.Store.Withdraw(image.manifest()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		if err := t.peer.cfg.Store.Withdraw(image.manifest()); err == nil {
+			t.log.Error("the model is not what it was published as: it is withdrawn", "err", broken)
+		} else if !errors.Is(err, store.ErrNotFound) {
 			return errors.Join(err, broken)
 		}
 		if broken != nil {

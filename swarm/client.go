@@ -98,8 +98,6 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	s.AlwaysWantConns = true
 	// The library would drop them while it completes a piece, and look for new ones in a state that its own
 	// consistency check takes for a reason to panic. See Session.partLoop.
-	// Two nodes that hear of each other dial each other: one connection is enough.
-	s.DropDuplicatePeerIds = true
 	s.DropMutuallyCompletePeers = false
 	// Without the grace, slow blocks are requested twice; the watchdog covers the stuck ones.
 	s.StealRequestGrace = 5 * time.Second

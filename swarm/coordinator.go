@@ -189,7 +189,9 @@ func (c *coordinator) begin(l Lease) {
 	c.jobs <- l
 }
 
-// connect tells the library of the known peers that are not connected. New ones are told of at once.
+// connect tells the library of the known peers that are not connected. New ones are told of at once. Two that
+// dial each other at the same moment have two connections: to have the library drop one by its peer id would
+// let a node that copies another's id cut that one off.
 func (c *coordinator) connect(now time.Time, news bool) {
 	if !news && now.Before(c.connectAt) {
 		return

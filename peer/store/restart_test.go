@@ -176,20 +176,37 @@ func TestRepairInPlace(t *testing.T) {
 	}
 }
 
-// TestChangedBeforeFinish shows that the disk is looked at before the manifest is blamed.
+// TestChangedBeforeFinish shows that the disk is looked at before the manifest is blamed, and that what cannot be
+// read any more is fetched again.
 func TestChangedBeforeFinish(t *testing.T) {
+	t.Run("a byte", func(t *testing.T) {
+		changedBeforeFinish(t, func(file string) { flip(t, file, 600_000) }, 1)
+	})
+	t.Run("the end is cut off", func(t *testing.T) {
+		changedBeforeFinish(t, func(file string) {
+			if err := os.Truncate(file, 600_000); err != nil {
+				t.Fatal(err)
+			}
+		}, 1, 2)
+	})
+}
+
+// changedBeforeFinish changes the largest file between the last piece and Finish; after that the given pieces
+// are missing.
+func changedBeforeFinish(t *testing.T, change func(file string), want ...int) {
+	t.Helper()
 	cfg := store.Config{Dir: t.TempDir()}
 	s, l := open(t, cfg), small(t, 1)
 	b := create(t, s, spec(l))
 	defer closeBlob(t, b)
 	put(t, b, l, 1, 2, 3, 4) // not 0: nothing is hashed yet
-	flip(t, filepath.Join(folder(t, cfg.Dir, l), "files/2"), 600_000)
+	change(filepath.Join(folder(t, cfg.Dir, l), "files/2"))
 	put(t, b, l, 0)
 	if err := b.Finish(t.Context()); !errors.Is(err, store.ErrIncomplete) {
 		t.Fatalf("finish: %v", err)
 	}
-	if fetched := put(t, b, l); !slices.Equal(fetched, []int{1}) {
-		t.Errorf("fetched %v again", fetched)
+	if fetched := put(t, b, l); !slices.Equal(fetched, want) {
+		t.Errorf("fetched %v again, want %v", fetched, want)
 	}
 	if err := b.Finish(t.Context()); err != nil || !b.Verified() {
 		t.Errorf("finish: %v, verified %v", err, b.Verified())

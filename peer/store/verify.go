@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,9 +96,13 @@ func (b *Blob) restart(ctx context.Context) error {
 func (b *Blob) Finish(ctx context.Context) error {
 	for more := true; more; {
 		var err error
-		if more, err = b.hashNext(ctx); err != nil {
-			return err
+		if more, err = b.hashNext(ctx); err == nil {
+			continue
 		}
+		if damaged(err) && b.hashes != nil {
+			return cmp.Or(b.lookAgain(ctx), err)
+		}
+		return err
 	}
 	b.mu.RLock()
 	missing, hashed := b.missing, b.frontier == b.count
@@ -133,19 +138,24 @@ func (b *Blob) checkDigest(ctx context.Context, saved []byte) error {
 	if b.hashes == nil {
 		return errors.Join(b.corrupt(sum), b.unmarkAll(ctx))
 	}
-	// Before the manifest is blamed: did the bytes change since they were checked?
-	bad, err := b.Verify(ctx)
-	if err != nil {
+	if err := b.lookAgain(ctx); err != nil { // before the manifest is blamed
 		return err
-	}
-	if len(bad) > 0 {
-		err := fmt.Errorf("blob %s: %d pieces changed on disk: %w", b.key.Digest, len(bad), ErrIncomplete)
-		return errors.Join(err, b.restart(ctx), b.Sync())
 	}
 	b.mu.Lock()
 	b.contradicted, b.changed = true, true
 	b.mu.Unlock()
 	return errors.Join(b.corrupt(sum), b.Sync())
+}
+
+// lookAgain hashes the marked pieces anew. The error is ErrIncomplete where some changed, or cannot be read, since
+// they were checked: they are not marked any more.
+func (b *Blob) lookAgain(ctx context.Context) error {
+	bad, err := b.Verify(ctx)
+	if err != nil || len(bad) == 0 {
+		return err
+	}
+	err = fmt.Errorf("blob %s: %d pieces changed on disk: %w", b.key.Digest, len(bad), ErrIncomplete)
+	return errors.Join(err, b.restart(ctx), b.Sync())
 }
 
 // unmarkAll gives up all pieces, those of a raw blob that is wrong somewhere.
