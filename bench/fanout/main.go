@@ -74,7 +74,7 @@ func execute(ctx context.Context) (code int, err error) {
 	fl.StringVar(&f.shoal, "shoal", "bin/shoal", "the program that is measured")
 	fl.StringVar(&f.out, "out", "", "file to which each result is appended as a line of JSON")
 	fl.StringVar(&f.logs, "logs", "", "folder for the logs of all programs, a file a host")
-	fl.StringVar(&f.trace, "trace", "", "file for what each link carries in MB/s, a line each 100 ms (CSV)")
+	fl.StringVar(&f.trace, "trace", "", "file for how many bytes each link has carried, a line each 100 ms (CSV)")
 	fl.StringVar(&f.profiles, "profiles", "", "folder for CPU profiles of mirror, tracker and nodes (go tool pprof)")
 	root.AddCommand(registryTool(), getTool(), pourTool(), drainTool())
 	err = root.ExecuteContext(ctx)

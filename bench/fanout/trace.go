@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// startTrace writes what the links of registry, mirror and nodes carry until stop is called.
+// startTrace writes how many bytes the links of registry, mirror and nodes have carried, ten times a second
+// until stop is called.
 func (r *region) startTrace(ctx context.Context) (stop func() error, err error) {
 	if r.run.flags.trace == "" {
 		return func() error { return nil }, nil
@@ -38,30 +39,20 @@ func (r *region) traceTo(ctx context.Context, f *os.File) error {
 		fmt.Fprintf(out, ",%s up,%s down", h.name, h.name)
 	}
 	fmt.Fprintln(out)
-	const every = 100 * time.Millisecond
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	begin, at := time.Now(), time.Now()
-	last := make([]int64, 2*len(hosts))
-	for first := true; ; first = false {
-		now := make([]int64, 0, len(last))
+	begin := time.Now()
+	for {
+		fmt.Fprintf(out, "%.3f", time.Since(begin).Seconds())
 		for _, h := range hosts {
 			up, err1 := counter(h.port, "rx_bytes")
 			down, err2 := counter(h.port, "tx_bytes")
 			if err := errors.Join(err1, err2); err != nil {
 				return err
 			}
-			now = append(now, up, down)
+			fmt.Fprintf(out, ",%d,%d", up, down)
 		}
-		t := time.Now()
-		if !first {
-			fmt.Fprintf(out, "%.2f", t.Sub(begin).Seconds())
-			for i := range now {
-				fmt.Fprintf(out, ",%.1f", float64(now[i]-last[i])/1e6/t.Sub(at).Seconds())
-			}
-			fmt.Fprintln(out)
-		}
-		last, at = now, t
+		fmt.Fprintln(out)
 		select {
 		case <-ctx.Done():
 			return out.Flush()
