@@ -13,8 +13,8 @@ import (
 //   - pieces that it is stuck at, one node a piece at a time, whatever else holds: there is no
 //     other way to them;
 //   - the lowest pieces that its zone neither holds nor leases, unless another zone is fetching them from
-//     the origin, and unless the node has to wait for its fetched pieces to spread or is ahead of its fair
-//     share;
+//     the origin, and unless the node is ahead of its fair share, or the origin is busy and the node fetches
+//     one already or has to wait for its fetched pieces to spread;
 //   - pieces that only members of its zone hold which give it nothing (Doubt), one node a piece at a time;
 //   - when none is left, the oldest open lease of a slow node, a second time, within a duplicate
 //     budget of 1 % of the pieces (at least one); beyond the budget only after thirty seconds and more,
@@ -83,9 +83,14 @@ func (z *zone) pick(n *node, now time.Time) (p int, k kind, wait time.Duration) 
 	}
 	p, elsewhere := z.lowest(n)
 	if p >= 0 {
-		if wait := z.unspread(n, now); wait > 0 {
-			z.deactivate(n) // its uplink is the limit: the others need not wait for it
-			return 0, 0, wait
+		if z.fetching >= z.table.cfg.Busy || z.slow(n) {
+			if len(n.open) > 0 {
+				return 0, 0, z.table.cfg.Interval // it asks when it has what it fetches
+			}
+			if wait := z.unspread(n, now); wait > 0 {
+				z.deactivate(n) // its uplink is the limit: the others need not wait for it
+				return 0, 0, wait
+			}
 		}
 		return p, first, z.ahead(n, now)
 	}

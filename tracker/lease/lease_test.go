@@ -207,17 +207,54 @@ func TestOneHolderAPiece(t *testing.T) {
 
 func TestUnreplicatedPiecesHoldANodeBack(t *testing.T) {
 	s := newScene(t, 100)
-	s.table.cfg.MaxUnreplicated = 3
+	s.table.cfg.MaxUnreplicated, s.table.cfg.Busy = 3, 1
 	a, b, c := s.node("a"), s.node("b"), s.node("c")
-	a.wants(4, 0, 1, 2) // as many as may be open or unspread
-	s.pass(400*time.Millisecond, a, b, c)
-	a.has(0, 1, 2)
+	fetched := func(p int) {
+		a.wants(1, p)
+		s.pass(400*time.Millisecond, a, b, c)
+		a.has(p)
+	}
+	b.wants(1, 0)
+	fetched(1)
+	fetched(2)
+	fetched(3) // as many as may be open or unspread
 	a.wants(1)
-	b.has(0) // half of the others hold it
-	a.wants(2, 3)
+	c.has(1) // half of the others hold it
+	fetched(4)
+	a.wants(1)
 	// An uplink that does not pass anything on for long does not starve the origin.
-	s.pass(15*time.Second, a, b, c)
-	a.wants(1, 4)
+	b.has(0)
+	c.wants(1, 5)
+	s.pass(8*time.Second, a, b, c)
+	a.wants(1, 6)
+}
+
+// TestQuietOrigin: as long as little is under way nobody waits for an uplink, and a node may fetch several
+// pieces; afterwards one.
+func TestQuietOrigin(t *testing.T) {
+	s := newScene(t, 100)
+	s.table.cfg.MaxUnreplicated, s.table.cfg.Busy = 3, 2
+	a, b := s.node("a"), s.node("b")
+	a.wants(3, 0, 1) // then there are two
+	b.wants(3, 2)
+	s.pass(400*time.Millisecond, a, b)
+	b.has(2)
+	a.has(0)
+	a.wants(1, 3)
+	a.wants(1)
+	a.has(1, 3)
+	for unspread := 3; unspread < 20; unspread++ {
+		got := a.lease(1)
+		for tries := 0; len(got) == 0 && tries < 5; tries++ { // it is ahead of b, which does not ask
+			s.pass(100*time.Millisecond, a, b)
+			got = a.lease(1)
+		}
+		if len(got) != 1 {
+			t.Fatalf("a waits with %d pieces that did not spread, while the origin idles", unspread)
+		}
+		s.pass(400*time.Millisecond, a, b)
+		a.has(got...)
+	}
 }
 
 func TestSharesAreEven(t *testing.T) {
@@ -278,14 +315,16 @@ func TestAheadWaitsOneFetch(t *testing.T) {
 // nobody is ahead of it.
 func TestSlowUplinkDoesNotHoldOthersBack(t *testing.T) {
 	s := newScene(t, 100)
-	s.table.cfg.MaxUnreplicated = 3
+	s.table.cfg.MaxUnreplicated, s.table.cfg.Busy = 3, 1
 	slow, quick := s.node("slow"), s.node("quick")
-	slow.wants(3, 0, 1, 2)
-	s.pass(time.Second, slow, quick)
-	slow.has(0, 1, 2)
+	for p := range 3 {
+		slow.wants(1, p)
+		s.pass(time.Second, slow, quick)
+		slow.has(p)
+	}
 	for p := 3; p < 30; p++ {
-		slow.wants(1)
 		quick.wants(1, p)
+		slow.wants(1)
 		quick.has(p)
 		slow.has(p)
 	}

@@ -15,6 +15,10 @@ type Config struct {
 	// MaxOpen bounds the leases that one node has open, also when it is alone: a node that joins
 	// later must still find pieces to lease.
 	MaxOpen int
+	// Busy is how many open leases of a zone keep its origin busy. With fewer, what then waits for its
+	// node's uplink is better than an origin that idles; with more, a node gets no second one: on average
+	// half of a piece that is being fetched is with that node already and of no use to the others yet.
+	Busy int
 	// Ahead is how many pieces a node may be ahead of the mean of the nodes that are asking. With
 	// 16 nodes and 128 pieces the largest share decides the last finisher; 2 to 3 were measured best.
 	Ahead int
@@ -33,6 +37,7 @@ func DefaultConfig() Config {
 	return Config{
 		MaxUnreplicated: 6,
 		MaxOpen:         16,
+		Busy:            8,
 		Ahead:           3,
 		Interval:        500 * time.Millisecond,
 		IdleInterval:    5 * time.Second,
@@ -44,6 +49,7 @@ func (c Config) withDefaults() Config {
 	d := DefaultConfig()
 	fill(&c.MaxUnreplicated, d.MaxUnreplicated)
 	fill(&c.MaxOpen, d.MaxOpen)
+	fill(&c.Busy, d.Busy)
 	fill(&c.Ahead, d.Ahead)
 	fill(&c.Interval, d.Interval)
 	fill(&c.IdleInterval, d.IdleInterval)
