@@ -1,6 +1,7 @@
 package swarm
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -118,6 +119,8 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	s.Callbacks.ReadExtendedHandshake = c.met
 	s.Callbacks.PeerConnClosed = c.closed
 	s.Callbacks.ReceivedUsefulData = append(s.Callbacks.ReceivedUsefulData, c.delivered)
+	s.Callbacks.SentRequest = append(s.Callbacks.SentRequest, c.asked)
+	s.Callbacks.DeletedRequest = append(s.Callbacks.DeletedRequest, c.ended)
 	return s
 }
 
@@ -142,11 +145,22 @@ func (c *Client) read(from *torrent.PeerConn, m *pp.Message) {
 	}
 }
 
-// met sees under which port the other side of a new connection listens, with the library's lock held.
+// defaultRequests is how many requests at once a peer takes that does not say (BEP 10, reqq).
+const defaultRequests = 250
+
+// met sees under which port the other side of a new connection listens and how many requests it takes, with the
+// library's lock held; what it changes in m the library keeps to.
 func (c *Client) met(conn *torrent.PeerConn, m *pp.ExtendedHandshakeMessage) {
-	if s := c.sessionOf(conn.Torrent()); s != nil && m.Port > 0 {
-		s.link(conn, net.JoinHostPort(hostOf(conn.RemoteAddr.String()), strconv.Itoa(m.Port)))
+	s := c.sessionOf(conn.Torrent())
+	if s == nil {
+		return
 	}
+	l := &link{window: NewWindow(cmp.Or(m.Reqq, defaultRequests))}
+	if m.Port > 0 {
+		l.addr = net.JoinHostPort(hostOf(conn.RemoteAddr.String()), strconv.Itoa(m.Port))
+	}
+	m.Reqq = l.window.Limit()
+	s.link(&conn.Peer, l)
 }
 
 // closed sees the end of a peer's connection, with the library's lock held.
@@ -154,7 +168,7 @@ func (c *Client) closed(conn *torrent.PeerConn) {
 	if s := c.sessionOf(conn.Torrent()); s != nil {
 		s.offers.gone(conn, time.Now())
 		s.trust.gone(&conn.Peer)
-		s.unlink(conn)
+		s.unlink(&conn.Peer)
 	}
 }
 

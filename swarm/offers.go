@@ -14,14 +14,20 @@ type offers struct {
 	byPeer  map[any]*holding
 	fresh   []int // got their first holder since the last take
 	news    chan struct{}
-	wanted  map[int]time.Time // asked from peers and not there yet, and since when
+	wanted  map[int]*wish // and not there yet
 	// orphans are pieces that were wanted when their last holder went, and when it first did: a
 	// banned peer that comes back again and again must not set the clock back.
 	orphans map[int]time.Time
-	// latest is when the most lately wanted of the pieces that came was wanted. A piece wanted
+	// latest is when the most lately asked of the pieces that came was asked from a peer. A piece asked
 	// well before it and still missing is stuck: others overtook it.
 	latest time.Time
 	whole  chan struct{} // some peer has got its last piece
+}
+
+// wish is a piece that is to come from peers.
+type wish struct {
+	since time.Time
+	asked time.Time // when a block of it was asked from a peer last; the zero time before that
 }
 
 // holding is what one connected peer holds.
@@ -34,7 +40,7 @@ func newOffers(pieces int) *offers {
 	return &offers{
 		holders: make([]int, pieces), byPeer: map[any]*holding{}, news: make(chan struct{}, 1),
 		whole:  make(chan struct{}, 1),
-		wanted: map[int]time.Time{}, orphans: map[int]time.Time{},
+		wanted: map[int]*wish{}, orphans: map[int]time.Time{},
 	}
 }
 
@@ -160,17 +166,26 @@ func (o *offers) isOffered(i int) bool {
 
 func (o *offers) want(i int, now time.Time) {
 	o.mu.Lock()
-	o.wanted[i] = now
+	o.wanted[i] = &wish{since: now}
+	o.mu.Unlock()
+}
+
+// ask notes that a block of piece i was asked from a peer.
+func (o *offers) ask(i int, now time.Time) {
+	o.mu.Lock()
+	if w := o.wanted[i]; w != nil {
+		w.asked = now
+	}
 	o.mu.Unlock()
 }
 
 // got ends the wish for piece i.
 func (o *offers) got(i int) {
 	o.mu.Lock()
-	if at, ok := o.wanted[i]; ok {
+	if w := o.wanted[i]; w != nil {
 		delete(o.wanted, i)
-		if at.After(o.latest) {
-			o.latest = at
+		if w.asked.After(o.latest) {
+			o.latest = w.asked
 		}
 	}
 	delete(o.orphans, i)
@@ -181,7 +196,7 @@ const (
 	// silentAfter is how long no block at all may come before what was wanted for as long is reported as
 	// stuck: the library leaves a request with a peer that does not answer until something else moves.
 	silentAfter = 2 * time.Second
-	// overtakenAfter is how much later another piece may have been wanted that came before.
+	// overtakenAfter is how much later another piece may have been asked from a peer that came before.
 	overtakenAfter = 10 * time.Second
 	// orphanAfter is how long a piece may be without a connected holder: a broken connection is
 	// dialled again sooner, and a dead node's other copies become known.
@@ -191,8 +206,8 @@ const (
 )
 
 // stuck returns pieces that were offered and do not come: their last holder went, or they were
-// wanted for long while not one block came (since progress), or pieces that were wanted much
-// later overtook them.
+// wanted for long while not one block came (since progress), or pieces that were asked from peers much
+// later overtook them. What waits to be asked, because peers have much else to give first, is not stuck.
 func (o *offers) stuck(progress, now time.Time) []int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -203,8 +218,8 @@ func (o *offers) stuck(progress, now time.Time) []int {
 		}
 	}
 	silent := now.Sub(progress) > silentAfter
-	for i, at := range o.wanted {
-		late := (silent && now.Sub(at) > silentAfter) || o.latest.Sub(at) > overtakenAfter
+	for i, w := range o.wanted {
+		late := (silent && now.Sub(w.since) > silentAfter) || !w.asked.IsZero() && o.latest.Sub(w.asked) > overtakenAfter
 		if late && len(out) < maxStuck {
 			out = append(out, i)
 		}

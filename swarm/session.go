@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -106,9 +105,9 @@ type Session struct {
 	final       atomic.Pointer[Stats]
 
 	mu     sync.Mutex
-	leased map[int]bool                 // being fetched from an origin
-	links  map[*torrent.PeerConn]string // the addresses that the connected peers can be dialled at
-	why    error                        // of the last failure that is waited out
+	leased map[int]bool // being fetched from an origin
+	links  map[*torrent.Peer]*link
+	why    error // of the last failure that is waited out
 }
 
 // Join makes the node a member of the blob's swarm. Whatever storage holds is offered to the peers
@@ -124,7 +123,7 @@ func (c *Client) Join(t Torrent, storage Storage, cfg JoinConfig) (*Session, err
 	s := &Session{
 		client: c, log: c.log.With("digest", t.Digest), torrent: t, cfg: cfg,
 		hash: metainfo.HashBytes(info), offers: newOffers(len(t.Pieces)), trust: newTrust(),
-		failed: make(chan error, 1), leased: map[int]bool{}, links: map[*torrent.PeerConn]string{},
+		failed: make(chan error, 1), leased: map[int]bool{}, links: map[*torrent.Peer]*link{},
 	}
 	s.pieces = newPieces(t, storage, s.onPiece, s.fail)
 	s.lastPiece.Store(time.Now().UnixNano())
@@ -318,23 +317,45 @@ func (s *Session) partLoop(ctx context.Context) error {
 	}
 }
 
-func (s *Session) link(conn *torrent.PeerConn, addr string) {
+// link is what is known of a connected peer.
+type link struct {
+	addr   string  // that it can be dialled at, "" where it does not say
+	window *Window // guarded by the library's lock
+}
+
+func (s *Session) link(peer *torrent.Peer, l *link) {
 	s.mu.Lock()
-	s.links[conn] = addr
+	s.links[peer] = l
 	s.mu.Unlock()
 }
 
-func (s *Session) unlink(conn *torrent.PeerConn) {
+func (s *Session) unlink(peer *torrent.Peer) {
 	s.mu.Lock()
-	delete(s.links, conn)
+	delete(s.links, peer)
 	s.mu.Unlock()
+}
+
+// windowOf returns the window of a connected peer, nil before it has introduced itself.
+func (s *Session) windowOf(peer *torrent.Peer) *Window {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.links[peer]; l != nil {
+		return l.window
+	}
+	return nil
 }
 
 // linked returns the addresses of the connected peers.
 func (s *Session) linked() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Collect(maps.Values(s.links))
+	var out []string
+	for _, l := range s.links {
+		if l.addr != "" {
+			out = append(out, l.addr)
+		}
+	}
+	return out
 }
 
 func (s *Session) isLeased(i int) bool {

@@ -62,7 +62,7 @@ const (
 	// assumption; what waiting for a processor adds is simulated (thinking).
 	benchLatency = 200 * time.Microsecond
 	// benchQueue is what a shaped link of the bench queues before it drops (bed.go: latency).
-	benchQueue = 50 * time.Millisecond
+	benchQueue = 200 * time.Millisecond
 	// startTime is from the order to the first announce: the manifest, the hash layer, a store's folders.
 	// It is what the bench's run with one node takes more than its bound.
 	startTime = 100 * time.Millisecond

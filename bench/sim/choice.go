@@ -10,8 +10,8 @@ import (
 const (
 	// maxConns is how many connections a torrent has (config.go:319).
 	maxConns = 50
-	// maxRequests is how many requests a peer takes at once (client.go:1905).
-	maxRequests = 250
+	// maxRequests is how many requests a peer takes at once (client.go:1373).
+	maxRequests = 1024
 )
 
 // candidate is a piece of which a peer could be asked for blocks.
@@ -29,14 +29,14 @@ type chooser struct {
 }
 
 // choose asks c's supplier for blocks: the library's updateRequests. It fills the pipeline to twice of
-// what the last update added (peerconn.go:1731); so an update that finds it full, as those by HAVE often
+// what the last update added (peerconn.go:1731) within the swarm's own window; so an update that finds it full, as those by HAVE often
 // do, halts it until it is empty (peerconn.go:2046).
 func (w *world) choose(c *conn) {
 	m, peer := w.members[c.member], w.members[c.peer]
 	if !c.open || m.complete() || m.left {
 		return
 	}
-	room := max(1, min(maxRequests, 2*c.peak)) - c.pending()
+	room := max(1, min(c.window.Limit(), 2*c.peak)) - c.pending()
 	c.peak = 0
 	if room <= 0 {
 		return
@@ -50,6 +50,10 @@ func (w *world) choose(c *conn) {
 		taken := askFor(m, c, x.piece, room)
 		room -= taken
 		c.peak += taken
+		for range taken {
+			m.askedAt[x.piece] = w.now
+			c.window.Ask(w.clock())
+		}
 	}
 	if c.peak > 0 {
 		w.ready(c)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"github.com/shoal-project/shoal/swarm"
 	"iter"
 	"math/bits"
 	"slices"
@@ -75,11 +76,12 @@ type conn struct {
 	open             bool
 	ready            bool // in the ring of the supplier's host
 	queue            []request
-	flying           int    // blocks that are on the way
-	peak             int    // requests that the last update added: the library's peakRequests
-	arrived          int    // chunks of a range
-	piece            int32  // that the range is of
-	gave             moment // when the last block came
+	flying           int           // blocks that are on the way
+	peak             int           // requests that the last update added: the library's peakRequests
+	window           *swarm.Window // nil for HTTP
+	arrived          int           // chunks of a range
+	piece            int32         // that the range is of
+	gave             moment        // when the last block came
 }
 
 func (c *conn) pending() int { return len(c.queue) + c.flying }
@@ -121,8 +123,9 @@ type member struct {
 	cells    []cell
 	blocks   []progress // nil where a piece is one block
 	wantedAt []moment
+	askedAt  []moment // when a block was asked from a peer last; 0 before that
 	orphans  map[int]moment
-	latest   moment // when the most lately wanted of the pieces that came was wanted
+	latest   moment // when the most lately asked of the pieces that came was asked from a peer
 	last     moment // of the last block or piece
 	seed     uint64 // of its random order of pieces
 	links    []link
@@ -137,7 +140,8 @@ func (m *member) complete() bool { return m.missing == 0 }
 
 // forget frees what only an incomplete member needs.
 func (m *member) forget() {
-	m.have, m.asked, m.wanted, m.cells, m.blocks, m.wantedAt, m.orphans, m.imports = nil, nil, nil, nil, nil, nil, nil, nil
+	m.have, m.asked, m.wanted, m.cells, m.blocks, m.orphans, m.imports = nil, nil, nil, nil, nil, nil, nil
+	m.wantedAt, m.askedAt = nil, nil
 }
 
 // ask, want and hold keep cells and sets the same.
@@ -163,7 +167,7 @@ func (w *world) join(n *node, l *layer) *member {
 	m := &member{
 		id: int32(len(w.members)), node: n, layer: l, missing: l.pieces,
 		have: newSet(l.pieces), told: newSet(l.pieces), asked: newSet(l.pieces), wanted: newSet(l.pieces),
-		cells: make([]cell, l.pieces), wantedAt: make([]moment, l.pieces),
+		cells: make([]cell, l.pieces), wantedAt: make([]moment, l.pieces), askedAt: make([]moment, l.pieces),
 		orphans: map[int]moment{}, seed: w.random.Uint64(), last: w.now,
 	}
 	if l.blocks > 1 {
@@ -193,6 +197,7 @@ func (w *world) connect(a, b *member) {
 		}
 	}
 	x, y := w.newConn(a.id, b.id), w.newConn(b.id, a.id)
+	x.window, y.window = swarm.NewWindow(maxRequests), swarm.NewWindow(maxRequests)
 	a.links, b.links = append(a.links, link{x, y, b}), append(b.links, link{y, x, a})
 	w.greet(x)
 	w.greet(y)
@@ -315,6 +320,9 @@ func (w *world) arrive(c *conn, r request) {
 		return
 	}
 	n := w.blockBytes(c, r)
+	if c.window != nil {
+		c.window.End(w.clock())
+	}
 	if c.origin {
 		w.rangeArrives(c, m, p, n)
 		return
@@ -351,7 +359,7 @@ func (w *world) gain(m *member, p int) {
 	m.last = w.now
 	if m.wanted.has(p) {
 		m.unwant(p)
-		m.latest = max(m.latest, m.wantedAt[p])
+		m.latest = max(m.latest, m.askedAt[p])
 	}
 	delete(m.orphans, p)
 	w.at(w.now+w.cfg.Latency+w.thinking(m.node.host), event{kind: pieceTold, a: m.id, b: int32(p)})

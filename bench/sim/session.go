@@ -233,8 +233,8 @@ func (w *world) stuck(m *member) []int {
 		return out
 	}
 	for p := range m.wanted.all() {
-		at := m.wantedAt[p]
-		late := silent && w.now-at > swarm.SilentAfter || m.latest-at > swarm.OvertakenAfter
+		asked := m.askedAt[p]
+		late := silent && w.now-m.wantedAt[p] > swarm.SilentAfter || asked > 0 && m.latest-asked > swarm.OvertakenAfter
 		if late && len(out) < swarm.MaxStuck {
 			out = append(out, p)
 		}

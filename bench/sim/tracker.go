@@ -29,12 +29,15 @@ type trackerHost struct {
 // epochStart is the virtual clock's zero.
 var epochStart = time.Unix(1_800_000_000, 0)
 
+// clock is the virtual time for code that is not the simulation's.
+func (w *world) clock() time.Time { return epochStart.Add(w.now) }
+
 func newTrackerHost(w *world, seed uint64) (*trackerHost, error) {
 	var key [32]byte
 	copy(key[:], fmt.Sprint("tracker ", seed))
 	s, err := tracker.New(tracker.Config{
 		Logger: slog.New(slog.DiscardHandler),
-		Now:    func() time.Time { return epochStart.Add(w.now) },
+		Now:    w.clock,
 		Rand:   rand.NewChaCha8(key),
 		// All layers' swarms and nodes count.
 		MaxSwarms: 100_000, MaxNodes: 100_000,
