@@ -120,6 +120,31 @@ func (n *node) count(ctx context.Context, m *marks) (err error) {
 	return err
 }
 
+// cpuTimes returns how much the machine's CPUs have worked since it started, and how long they were there, in
+// ticks of all of them (proc_stat(5)). What the hypervisor took away counts as work.
+func cpuTimes() (used, all float64, err error) {
+	raw, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, 0, err
+	}
+	line, _, _ := strings.Cut(string(raw), "\n")
+	words := strings.Fields(line)
+	if len(words) < 9 || words[0] != "cpu" {
+		return 0, 0, fmt.Errorf("/proc/stat begins with %q", line)
+	}
+	for i, word := range words[1:9] { // the guests' times behind them are in the first two
+		ticks, err := strconv.ParseFloat(word, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("/proc/stat: %w", err)
+		}
+		all += ticks
+		if i != 3 && i != 4 { // idle, iowait
+			used += ticks
+		}
+	}
+	return used, all, nil
+}
+
 // maxLinkOverhead is by how much what the links carried may differ from the body bytes that the
 // programs counted before the bench distrusts itself.
 const maxLinkOverhead = 0.07

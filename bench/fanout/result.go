@@ -29,8 +29,11 @@ type result struct {
 	DuplicateRatio float64 `json:"duplicate_ratio"`
 	CPUNode        float64 `json:"cpu_s_per_gib_node"`
 	CPUMirror      float64 `json:"cpu_s_per_gib_mirror"`
-	RSSAnonMiB     float64 `json:"rss_anon_mib_max"`
-	RSSMirrorMiB   float64 `json:"rss_anon_mib_mirror"`
+	// CPUBusy is the part of the machine's CPU time that was used, or taken by its hypervisor, meanwhile: close
+	// to 1 it is not the links that limit.
+	CPUBusy      float64 `json:"cpu_busy"`
+	RSSAnonMiB   float64 `json:"rss_anon_mib_max"`
+	RSSMirrorMiB float64 `json:"rss_anon_mib_mirror"`
 	// LinkOverhead is what all hosts received by their links over the body bytes, less one.
 	LinkOverhead float64 `json:"link_overhead"`
 	// ThinCopies is what crossed the link between the zones towards the far one, all headers included.
@@ -75,11 +78,11 @@ func median(runs []result) result {
 
 func table(w io.Writer, results []result) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "SCENARIO\tNODES\tRATE\tTLS\tBOUND\tFIRST\tMEDIAN\tLAST\tRATIO\tREGISTRY\tMIRROR\tTWICE\tCPU/GIB\tMEMORY\t")
+	fmt.Fprintln(t, "SCENARIO\tNODES\tRATE\tTLS\tBOUND\tFIRST\tMEDIAN\tLAST\tRATIO\tREGISTRY\tMIRROR\tTWICE\tCPU/GIB\tBUSY\tMEMORY\t")
 	for _, r := range results {
-		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%.2f s\t%.2f s\t%.2f s\t%.2f s\t%.3f\t%.3f\t%.3f\t%.2f %%\t%.1f s\t%.0f MiB\t\n",
+		fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%.2f s\t%.2f s\t%.2f s\t%.2f s\t%.3f\t%.3f\t%.3f\t%.2f %%\t%.1f s\t%.0f %%\t%.0f MiB\t\n",
 			r.Scenario, r.Nodes, r.Rate, r.Transport, r.BoundS, r.FirstS, r.MedianS, r.LastS, r.Ratio,
-			r.OriginCopies, r.MirrorCopies, 100*r.DuplicateRatio, r.CPUNode, r.RSSAnonMiB)
+			r.OriginCopies, r.MirrorCopies, 100*r.DuplicateRatio, r.CPUNode, 100*r.CPUBusy, r.RSSAnonMiB)
 	}
 	return t.Flush()
 }

@@ -234,10 +234,13 @@ func (b *benchRun) play(ctx context.Context, s scenario) (res result, err error)
 		return res, err
 	}
 	profiled := r.startProfiles(ctx)
+	used, all, err1 := cpuTimes()
 	nodes, err := s.play(ctx, r, b.flags.rate, b.flags.nodes)
-	if err := errors.Join(err, tracing(), profiled()); err != nil {
+	usedThen, allThen, err2 := cpuTimes()
+	if err := errors.Join(err, err1, err2, tracing(), profiled()); err != nil {
 		return res, err
 	}
+	res.CPUBusy = (usedThen - used) / (allThen - all)
 	if err := r.measure(ctx, &res, nodes); err != nil {
 		return res, err
 	}
