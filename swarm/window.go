@@ -46,6 +46,9 @@ func (w *Window) Ask(now time.Time) {
 
 // End notes that a block came, or is not waited for any more. With the last one the limit follows.
 func (w *Window) End(now time.Time) {
+	if w.open == 0 {
+		return // it was asked for before there was a window
+	}
 	if w.open--; w.open > 0 {
 		return
 	}

@@ -42,6 +42,7 @@ func TestWindow(t *testing.T) {
 	}
 
 	w := NewWindow(1024)
+	w.End(now) // of what was asked before
 	for range 20 {
 		give(w, &now, plenty, 800)
 	}
