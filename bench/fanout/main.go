@@ -20,6 +20,7 @@ type flags struct {
 	nodes     int
 	size      string
 	files     int
+	sparse    bool
 	rate      string
 	scenario  string
 	runs      int
@@ -65,6 +66,7 @@ func execute(ctx context.Context) (code int, err error) {
 	fl.IntVar(&f.nodes, "nodes", 8, "number of nodes")
 	fl.StringVar(&f.size, "size", "128MiB", "size of the model")
 	fl.IntVar(&f.files, "files", 1, "files of the model")
+	fl.BoolVar(&f.sparse, "sparse", false, "files that are holes but for their first MiB, also in the registry: large models, for --dir")
 	fl.StringVar(&f.rate, "rate", "200mbit", "rate of each link, each way, as tc(8) writes it")
 	fl.StringVar(&f.scenario, "scenario", "cold", "what to play, or a comma-separated list, or all")
 	fl.IntVar(&f.runs, "runs", 1, "runs of each scenario, of which the median is reported")

@@ -199,6 +199,9 @@ func (r *region) push(ctx context.Context) error {
 			return err
 		}
 	}
+	if r.run.flags.sparse {
+		return sample.Dig(ctx, filepath.Join(r.run.dir, "registry"))
+	}
 	return nil
 }
 

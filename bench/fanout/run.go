@@ -152,7 +152,11 @@ func (b *benchRun) makeModels(ctx context.Context, chosen []scenario) (err error
 		if m == warmUp {
 			size, files = 1<<20, 1
 		}
-		if b.sums[m], err = sample.Make(ctx, filepath.Join(b.dir, "models", m), size, files, byte(i)); err != nil {
+		write := sample.Make
+		if b.flags.sparse {
+			write = sample.MakeSparse
+		}
+		if b.sums[m], err = write(ctx, filepath.Join(b.dir, "models", m), size, files, byte(i)); err != nil {
 			return err
 		}
 	}

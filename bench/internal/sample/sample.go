@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 )
 
@@ -34,6 +35,40 @@ func Make(ctx context.Context, dir string, size int64, files int, seed byte) (ma
 		}
 	}
 	return sums, nil
+}
+
+// sparseHead is how much of a sparse file is not a hole, in bytes.
+const sparseHead = 1 << 20
+
+// MakeSparse is Make with files that are holes but for their first bytes: large models for small disks.
+func MakeSparse(ctx context.Context, dir string, size int64, files int, seed byte) (map[string]string, error) {
+	sums, err := Make(ctx, dir, sparseHead*int64(files), files, seed)
+	if err != nil {
+		return nil, err
+	}
+	for name := range sums {
+		file := filepath.Join(dir, name)
+		if err := os.Truncate(file, size/int64(files)); err != nil {
+			return nil, err
+		}
+		if sums[name], err = Sum(ctx, file); err != nil {
+			return nil, err
+		}
+	}
+	return sums, nil
+}
+
+// Dig makes holes of the zeros in the files under dir, with fallocate(1).
+func Dig(ctx context.Context, dir string) error {
+	return filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		if out, err := exec.CommandContext(ctx, "fallocate", "--dig-holes", p).CombinedOutput(); err != nil {
+			return fmt.Errorf("fallocate --dig-holes %s: %w: %s", p, err, out)
+		}
+		return nil
+	})
 }
 
 // Sum returns the sha256 of a file.
