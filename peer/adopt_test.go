@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // adopting makes a node that wants tag and takes over what dirs have.
@@ -87,7 +88,7 @@ func TestAdoptImageLayout(t *testing.T) {
 		image := r.push("v1", files)
 		var blobs [][]byte
 		for _, l := range image.Layers {
-			blobs = append(blobs, r.blob("v1", l.Digest, l.Size))
+			blobs = append(blobs, r.read("v1", ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.Digest, Size: l.Size}))
 		}
 		n := r.adopting("v1", layout(t, blobs...))
 		if m := n.reach("v1", StateReady); m.OriginBytes != 0 || m.Bytes != image.Size() {
@@ -114,7 +115,7 @@ func TestAdoptImageLayout(t *testing.T) {
 			if l.Size < 1<<20 {
 				continue
 			}
-			dir = layout(t, r.blob("v1", l.Digest, l.Size))
+			dir = layout(t, r.read("v1", ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: l.Digest, Size: l.Size}))
 			flip(t, filepath.Join(dir, "blobs", "sha256", l.Digest.Encoded()), l.Size/2)
 		}
 		n := r.adopting("v1", dir)

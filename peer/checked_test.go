@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -148,21 +147,6 @@ func (n *node) checkFinish(blob *store.Blob, ready bool) {
 	if err := blob.Close(); err != nil {
 		n.t.Error(err)
 	}
-}
-
-// read returns what the repository of tag has for desc.
-func (r *region) read(tag string, desc ocispec.Descriptor) []byte {
-	r.t.Helper()
-	body, err := r.open(tag).Fetch(r.t.Context(), desc)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer body.Close()
-	raw, err := io.ReadAll(body)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return raw
 }
 
 // contradict tags as "lie" the image of tag with another pieces root for layer, and has the registry give the

@@ -172,17 +172,17 @@ func flip(t *testing.T, path string, off int64) {
 	}
 }
 
-// blob reads a blob from the registry.
-func (r *region) blob(tag string, d digest.Digest, size int64) []byte {
+// read returns what the repository of tag has for desc.
+func (r *region) read(tag string, desc ocispec.Descriptor) []byte {
 	r.t.Helper()
-	body, err := r.open(tag).OpenRange(r.t.Context(), ocispec.Descriptor{Digest: d, Size: size}, 0, size)
+	body, err := r.open(tag).Fetch(r.t.Context(), desc)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	defer body.Close()
-	b, err := io.ReadAll(body)
+	raw, err := io.ReadAll(body)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return b
+	return raw
 }

@@ -29,8 +29,8 @@ type chooser struct {
 }
 
 // choose asks c's supplier for blocks: the library's updateRequests. It fills the pipeline to twice of
-// what the last update added (peerconn.go:1731) within the swarm's own window; so an update that finds it full, as those by HAVE often
-// do, halts it until it is empty (peerconn.go:2046).
+// what the last update added (peerconn.go:1731), within the swarm's window; so an update that finds it full,
+// as those by HAVE often do, halts it until it is empty (peerconn.go:2046).
 func (w *world) choose(c *conn) {
 	m, peer := w.members[c.member], w.members[c.peer]
 	if !c.open || m.complete() || m.left {

@@ -2,10 +2,11 @@ package main
 
 import (
 	"encoding/binary"
-	"github.com/shoal-project/shoal/swarm"
 	"iter"
 	"math/bits"
 	"slices"
+
+	"github.com/shoal-project/shoal/swarm"
 )
 
 // set holds pieces. Piece i is bit 63-i%64 of word i/64, so that its bytes are a bitfield of BEP 3.
