@@ -117,7 +117,8 @@ func (a *announcer) toTracker(ctx context.Context, r swarm.Report) (swarm.Reply,
 	a.tried = time.Now()
 	reply, err := a.cfg.Tracker.Announce(ctx, a.key, client.Announce{
 		Node: a.cfg.Name, Addr: a.cfg.Swarm.Addr(), Zone: a.cfg.Zone, Rack: a.cfg.Rack, Size: a.size,
-		Have: r.Have, Complete: r.Complete, Open: r.Open, Stuck: r.Stuck, Doubts: r.Doubts, Alone: r.Alone, Want: r.Want, Left: r.Left,
+		Have: r.Have, Complete: r.Complete, Open: r.Open, Stuck: r.Stuck, Doubts: r.Doubts, Alone: r.Alone,
+		Want: r.Want, WantImports: r.WantImports, Left: r.Left,
 	})
 	if err != nil {
 		return swarm.Reply{}, fmt.Errorf("tracker: %w", err)

@@ -36,9 +36,9 @@ const (
 // coordinator is the one goroutine that asks for leases, hands them to the fetchers and reports.
 type coordinator struct {
 	s       *Session
-	jobs    chan Lease // to the fetchers; never full, as at most fetchers leases are open
+	origin  lane
+	imports lane
 	results chan result
-	open    []int
 
 	peers     map[string]string // address by name
 	near      []Peer            // of the last reply that named any
@@ -46,17 +46,33 @@ type coordinator struct {
 	interval  time.Duration
 	answered  time.Time // the tracker's last answer, or the start
 	failures  int       // announces in a row without an answer
-	restUntil time.Time // no lease is asked for before, because the origins fail
+	restUntil time.Time // no lease from the origin is asked for before, because the origins fail
 	rest      time.Duration
 	askAt     time.Time // requests for stuck pieces are not taken back before
 	askWait   time.Duration
 }
 
+// lane is the leases of one kind: an origin that lets the node wait must not keep it from what other zones have.
+type lane struct {
+	jobs chan Lease // to the fetchers; never full, as at most fetchers leases are open
+	open []int
+}
+
+func (l *lane) free() int { return fetchers - len(l.open) }
+
 func newCoordinator(s *Session) *coordinator {
 	return &coordinator{
-		s: s, jobs: make(chan Lease, fetchers), results: make(chan result, fetchers),
-		peers: map[string]string{}, interval: beforeReply, answered: time.Now(),
+		s: s, origin: lane{jobs: make(chan Lease, fetchers)}, imports: lane{jobs: make(chan Lease, fetchers)},
+		results: make(chan result, 2*fetchers), peers: map[string]string{}, interval: beforeReply, answered: time.Now(),
 	}
+}
+
+// lane returns where l belongs.
+func (c *coordinator) lane(l Lease) *lane {
+	if l.From.Addr != "" {
+		return &c.imports
+	}
+	return &c.origin
 }
 
 func (c *coordinator) run(ctx context.Context) error {
@@ -83,8 +99,9 @@ func (c *coordinator) run(ctx context.Context) error {
 
 // finish takes the end of a lease.
 func (c *coordinator) finish(r result) {
-	c.open = slices.DeleteFunc(c.open, func(i int) bool { return i == r.piece })
-	c.s.setLeased(r.piece, false)
+	lane := c.lane(r.lease)
+	lane.open = slices.DeleteFunc(lane.open, func(i int) bool { return i == r.lease.Piece })
+	c.s.setLeased(r.lease.Piece, false)
 	if r.err == nil {
 		c.rest = 0
 		return
@@ -92,14 +109,13 @@ func (c *coordinator) finish(r result) {
 	c.rest = min(max(originRest, 2*c.rest), backOffMax)
 	c.restUntil = time.Now().Add(jitter(c.rest))
 	c.s.trouble(r.err)
-	c.s.log.Warn("no origin delivers a leased piece", "piece", r.piece, "err", r.err)
+	c.s.log.Warn("no origin delivers a leased piece", "piece", r.lease.Piece, "err", r.err)
 }
 
 // step announces once and returns when to do it again.
 func (c *coordinator) step(ctx context.Context) time.Duration {
 	now := time.Now()
-	want := c.want(now)
-	report := c.report(want, now)
+	report := c.report(now)
 	call, cancel := context.WithTimeout(ctx, announceTimeout)
 	reply, err := c.s.cfg.Leaser.Announce(call, report)
 	cancel()
@@ -128,11 +144,11 @@ func (c *coordinator) step(ctx context.Context) time.Duration {
 		c.takeShare(now, reply.Peers)
 		return c.interval
 	}
-	for _, l := range reply.Leases[:min(want, len(reply.Leases))] {
+	for _, l := range reply.Leases {
 		c.begin(l)
 	}
 	// Asked for and not given: a piece may become free well before the next heartbeat.
-	if c.want(now) > 0 && reply.Retry > 0 {
+	if origin, imports := c.want(now); origin+imports > 0 && reply.Retry > 0 {
 		return min(c.interval, max(minRetry, reply.Retry))
 	}
 	if rest := c.restUntil.Sub(now); rest > 0 {
@@ -141,16 +157,20 @@ func (c *coordinator) step(ctx context.Context) time.Duration {
 	return c.interval
 }
 
-// want is how many leases the node can begin now.
-func (c *coordinator) want(now time.Time) int {
-	if c.s.pieces.complete() || now.Before(c.restUntil) || len(c.s.cfg.Origins) == 0 {
-		return 0
+// want is how many leases of each kind the node can begin now.
+func (c *coordinator) want(now time.Time) (origin, imports int) {
+	if c.s.pieces.complete() {
+		return 0, 0
 	}
-	return fetchers - len(c.open)
+	if !now.Before(c.restUntil) && len(c.s.cfg.Origins) > 0 {
+		origin = c.origin.free()
+	}
+	return origin, c.imports.free()
 }
 
-func (c *coordinator) report(want int, now time.Time) Report {
-	r := Report{Open: slices.Clone(c.open), Want: want}
+func (c *coordinator) report(now time.Time) Report {
+	r := Report{Open: slices.Concat(c.origin.open, c.imports.open)}
+	r.Want, r.WantImports = c.want(now)
 	if r.Complete = c.s.pieces.complete(); r.Complete {
 		return r
 	}
@@ -179,14 +199,14 @@ func (c *coordinator) askAgain(stuck []int, now time.Time) {
 
 // begin hands l to the fetchers, unless it makes no sense.
 func (c *coordinator) begin(l Lease) {
-	i := l.Piece
+	i, lane := l.Piece, c.lane(l)
 	if i < 0 || i >= len(c.s.torrent.Pieces) || c.s.pieces.store.Have(i) ||
-		slices.Contains(c.open, i) || len(c.open) >= fetchers {
+		slices.Contains(c.origin.open, i) || slices.Contains(c.imports.open, i) || lane.free() == 0 {
 		return
 	}
-	c.open = append(c.open, i)
+	lane.open = append(lane.open, i)
 	c.s.setLeased(i, true)
-	c.jobs <- l
+	lane.jobs <- l
 }
 
 // connect tells the library of the known peers that are not connected. New ones are told of at once. Two that
@@ -223,7 +243,7 @@ func (c *coordinator) withoutTracker(now time.Time, err error) time.Duration {
 		}
 		c.takeShare(now, known)
 	}
-	if len(c.open) > 0 && len(c.open) < fetchers {
+	if len(c.origin.open) > 0 && c.origin.free() > 0 {
 		return beforeReply
 	}
 	return jitter(min(beforeReply<<min(c.failures, 10), backOffMax))
@@ -239,7 +259,7 @@ func (c *coordinator) takeShare(now time.Time, others []Peer) {
 	slices.Sort(names)
 	quiet := now.Sub(time.Unix(0, c.s.lastPiece.Load())) > anyPiece
 	for i := range c.s.torrent.Pieces {
-		if c.want(now) == 0 {
+		if origin, _ := c.want(now); origin == 0 {
 			return
 		}
 		if c.s.pieces.store.Have(i) || c.s.offers.isOffered(i) && !quiet {

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// fetchers is how many leased pieces a node fetches at once: the second hides the time that
-	// the lease of the first one's successor takes.
+	// fetchers is how many leased pieces a node fetches at once from the origin, and as many from other zones:
+	// the second hides the time that the lease of the first one's successor takes.
 	fetchers = 2
 	// fetchBuffer is what is read, hashed and written at once.
 	fetchBuffer = 256 << 10
@@ -78,7 +78,7 @@ func (o *originChoice) lied(i int) int {
 
 // result is the end of a lease.
 type result struct {
-	piece int
+	lease Lease
 	err   error // nil: the piece is there
 }
 
@@ -95,7 +95,7 @@ func (s *Session) fetchLoop(ctx context.Context, jobs <-chan Lease, results chan
 				return err
 			}
 			select {
-			case results <- result{l.Piece, err}:
+			case results <- result{l, err}:
 			case <-ctx.Done():
 				return ctx.Err()
 			}

@@ -30,8 +30,10 @@ type Report struct {
 	Stuck    []int    // pieces that peers offer and do not deliver
 	Doubts   []string // names of peers that give it nothing: sources, and those of the last reply that named any
 	Alone    bool     // it cannot reach other zones
-	Want     int      // leases that it can begin now
 	Left     bool     // it leaves the swarm
+
+	// Want is how many leases from the origin it can begin now, WantImports how many from other zones.
+	Want, WantImports int
 }
 
 // Lease is a piece that a node alone of its zone fetches.
@@ -191,7 +193,8 @@ func (s *Session) Run(ctx context.Context) error {
 	group, work := errgroup.WithContext(ctx)
 	co := newCoordinator(s)
 	for range fetchers {
-		group.Go(func() error { return s.fetchLoop(work, co.jobs, co.results) })
+		group.Go(func() error { return s.fetchLoop(work, co.origin.jobs, co.results) })
+		group.Go(func() error { return s.fetchLoop(work, co.imports.jobs, co.results) })
 	}
 	group.Go(func() error { return s.wantLoop(work) })
 	group.Go(func() error { return s.partLoop(work) })

@@ -165,9 +165,9 @@ func (l *leaser) Announce(_ context.Context, r Report) (Reply, error) {
 	l.table.Report(l.name, l.zone, have, r.Open, r.Stuck, now)
 	l.table.Doubt(l.name, r.Doubts, r.Alone)
 	reply := Reply{Interval: 100 * time.Millisecond}
-	if r.Want > 0 && !l.noLeases {
+	if r.Want+r.WantImports > 0 && !l.noLeases {
 		var leases []lease.Lease
-		leases, reply.Retry = l.table.Grant(l.name, r.Want, now)
+		leases, reply.Retry = l.table.Grant(l.name, lease.Want{Origin: r.Want, Imports: r.WantImports}, now)
 		for _, g := range leases {
 			reply.Leases = append(reply.Leases, Lease{Piece: g.Piece, From: Peer{g.From, l.addrs[g.From]}})
 		}

@@ -25,7 +25,7 @@ type announced struct {
 	stuck  []int
 	doubts []string
 	alone  bool
-	want   int
+	want   lease.Want
 	left   bool
 	fresh  bool // the node has no reply of ours yet
 }
@@ -121,7 +121,7 @@ func checkAnnounce(key client.Key, wire client.Announce) (announced, error) {
 	a.stuck = wire.Stuck[:min(len(wire.Stuck), client.MaxStuck)]
 	a.doubts = wire.Doubts[:min(len(wire.Doubts), client.MaxDoubts)]
 	a.alone = wire.Alone
-	a.want = min(max(wire.Want, 0), client.MaxWant)
+	a.want = lease.Want{Origin: min(max(wire.Want, 0), client.MaxWant), Imports: min(max(wire.WantImports, 0), client.MaxWant)}
 	return a, nil
 }
 

@@ -90,7 +90,8 @@ func TestImports(t *testing.T) {
 	r.clock.advance(100 * time.Millisecond)
 	a.fetched()
 	a.ask(0)
-	reply := b.ask(3)
+	b.a.WantImports = 3
+	reply := b.ask(1)
 	want := []client.Lease{{Piece: 0, Node: "a", Addr: "127.0.0.1:1"}, {Piece: 1, Node: "a", Addr: "127.0.0.1:1"}, {Piece: 2}}
 	if !slices.Equal(reply.Leases, want) || len(reply.Peers) != 0 {
 		t.Fatalf("%+v, want leases %+v and no peers", reply, want)

@@ -185,7 +185,7 @@ func (sw *swarm) take(a announced) (reply client.AnnounceReply, ok bool, err err
 	sw.left = now
 	sw.table.Report(name, a.peer.Zone, a.have, a.open, a.stuck, now)
 	sw.table.Doubt(name, a.doubts, a.alone)
-	if a.want > 0 {
+	if wanted := a.want.Origin + a.want.Imports; wanted > 0 {
 		leases, retry := sw.table.Grant(name, a.want, now)
 		for _, l := range leases {
 			out := client.Lease{Piece: l.Piece}
@@ -194,7 +194,7 @@ func (sw *swarm) take(a announced) (reply client.AnnounceReply, ok bool, err err
 			}
 			reply.Leases = append(reply.Leases, out)
 		}
-		if len(reply.Leases) < a.want {
+		if len(reply.Leases) < wanted {
 			reply.RetryMS = max(1, (retry + time.Millisecond - 1).Milliseconds())
 		}
 	}

@@ -130,9 +130,9 @@ type member struct {
 	last     moment // of the last block or piece
 	seed     uint64 // of its random order of pieces
 	links    []link
-	origins  [2]int32 // connections to the mirror, one a fetcher
-	imports  []int32  // connections to members in other zones
-	left     bool     // it is dead
+	origins  [2 * swarm.Fetchers]int32 // connections to the mirror: an import may end as a fetch from there
+	imports  []int32                   // connections to members in other zones
+	left     bool                      // it is dead
 	talk     talk
 }
 

@@ -13,8 +13,8 @@ type talk struct {
 	timer    int32 // number of the timer that counts
 	waiting  bool  // for an answer
 	ended    bool  // a lease or the layer ended while it waited
-	open     []int
-	asked    int // leases wanted in the last announce
+	origin   []int // leases under way
+	imports  []int
 	body     client.Announce
 	reply    client.AnnounceReply
 	interval time.Duration
@@ -22,6 +22,14 @@ type talk struct {
 	heard    map[int32]moment // when those gave something, or were first known
 	known    []int32          // nodes that were ever named
 	meetAt   moment           // known peers are offered to the library again
+}
+
+// lane returns the leases that are of l's kind.
+func (t *talk) lane(l client.Lease) *[]int {
+	if l.Node != "" {
+		return &t.imports
+	}
+	return &t.origin
 }
 
 // announce sends what m has to say: coordinator.step until the answer.
@@ -32,11 +40,10 @@ func (w *world) announce(m *member) {
 	}
 	t.waiting, t.ended = true, false
 	t.timer++
-	t.asked = 0
 	a := client.Announce{Node: m.node.name, Addr: m.node.addr, Zone: m.node.zone, Rack: m.node.rack, Size: m.layer.size, Epoch: m.node.epoch}
 	if a.Complete = m.complete(); !a.Complete {
-		t.asked = swarm.Fetchers - len(t.open)
-		a.Want, a.Open = t.asked, slices.Clone(t.open)
+		a.Want, a.WantImports = swarm.Fetchers-len(t.origin), swarm.Fetchers-len(t.imports)
+		a.Open = slices.Concat(t.origin, t.imports)
 		a.Have = m.have.bitfield(m.layer.pieces)
 		a.Stuck = w.stuck(m)
 		a.Doubts = w.doubts(m)
@@ -71,7 +78,9 @@ func (w *world) answered(m *member) {
 	t.interval = reply.Interval()
 	w.meet(m, reply.Peers)
 	for _, l := range reply.Leases {
-		if !m.complete() && !m.have.has(l.Piece) && len(t.open) < swarm.Fetchers && !slices.Contains(t.open, l.Piece) {
+		if lane := t.lane(l); !m.complete() && !m.have.has(l.Piece) && len(*lane) < swarm.Fetchers &&
+			!slices.Contains(t.origin, l.Piece) && !slices.Contains(t.imports, l.Piece) {
+			*lane = append(*lane, l.Piece)
 			w.begin(m, l)
 		}
 	}
@@ -80,7 +89,7 @@ func (w *world) answered(m *member) {
 		return
 	}
 	wait := t.interval
-	if !m.complete() && len(t.open) < swarm.Fetchers && reply.RetryMS > 0 {
+	if !m.complete() && len(t.origin)+len(t.imports) < 2*swarm.Fetchers && reply.RetryMS > 0 {
 		wait = min(wait, max(swarm.MinRetry, reply.Retry()))
 	}
 	w.at(w.now+wait, event{kind: announceDue, a: m.id, b: t.timer})
@@ -94,7 +103,7 @@ func (w *world) importsEnd(m, dead *member) {
 			continue
 		}
 		c.open = false
-		for _, p := range m.talk.open {
+		for _, p := range m.talk.imports {
 			if c.piece == int32(p) && c.arrived < m.layer.parts(c) {
 				w.fetchOrigin(m, p)
 			}
@@ -105,7 +114,8 @@ func (w *world) importsEnd(m, dead *member) {
 // endLease ends the lease of piece p.
 func (w *world) endLease(m *member, p int) {
 	t := &m.talk
-	t.open = slices.DeleteFunc(t.open, func(i int) bool { return i == p })
+	ended := func(i int) bool { return i == p }
+	t.origin, t.imports = slices.DeleteFunc(t.origin, ended), slices.DeleteFunc(t.imports, ended)
 	m.lease(p, false)
 	t.ended = true
 	w.announce(m)
@@ -113,7 +123,6 @@ func (w *world) endLease(m *member, p int) {
 
 // begin fetches a leased piece, from another zone or the mirror.
 func (w *world) begin(m *member, l client.Lease) {
-	m.talk.open = append(m.talk.open, l.Piece)
 	m.lease(l.Piece, true)
 	if l.Node != "" {
 		from := m.layer.memberOf(w, w.byName[l.Node])

@@ -28,7 +28,7 @@ const (
 	MaxWait = time.Minute
 	// MaxPeers is how many peers an AnnounceReply carries at most.
 	MaxPeers = 50
-	// MaxWant is how many leases a tracker gives in one reply at most.
+	// MaxWant is how many leases of a kind a tracker gives in one reply at most.
 	MaxWant = 16
 	// MaxDoubts is how many nodes an Announce may doubt: as many as it was told of.
 	MaxDoubts = MaxPeers
@@ -94,8 +94,10 @@ type Announce struct {
 	Doubts []string `json:"doubts,omitempty"`
 	// Alone says that the node cannot reach other zones: nothing is leased to it from there.
 	Alone bool `json:"alone,omitempty"`
-	// Want is how many leases the node can begin now; 0 is a mere heartbeat.
-	Want int `json:"want,omitempty"`
+	// Want is how many leases from the origin the node can begin now, WantImports how many from other zones;
+	// none of both is a mere heartbeat.
+	Want        int `json:"want,omitempty"`
+	WantImports int `json:"wantImports,omitempty"`
 	// Left says that the node leaves the swarm: its leases are free at once.
 	Left bool `json:"left,omitempty"`
 	// Epoch is the one of the last reply from this tracker, "" when there was none. A tracker that

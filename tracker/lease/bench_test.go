@@ -36,7 +36,7 @@ func BenchmarkAnnounce(b *testing.B) {
 				name := fmt.Sprint(n)
 				table.Expire(now)
 				table.Report(name, "", have[n], nil, nil, now)
-				open[n] = piecesOf(table.Grant(name, 1, now))
+				open[n] = piecesOf(table.Grant(name, Want{Origin: 1}, now))
 				granted += len(open[n])
 			}
 		})

@@ -7,14 +7,30 @@ import (
 	"time"
 )
 
-// Grant leases up to count pieces to a node that has reported, and says after which time to ask
+// Want is how many leases a node can begin: the two kinds apart, because an origin that lets a node wait
+// must not keep it from what other zones hold.
+type Want struct {
+	Origin, Imports int
+}
+
+// take takes one from the kind's count and reports whether there was one.
+func (w *Want) take(imported bool) bool {
+	of := &w.Origin
+	if imported {
+		of = &w.Imports
+	}
+	*of--
+	return *of >= 0
+}
+
+// Grant leases up to want pieces to a node that has reported, and says after which time to ask
 // again when it got fewer. In this order a node gets
 //
 //   - pieces that it is stuck at, one node a piece at a time, whatever else holds: there is no
 //     other way to them;
 //   - the lowest pieces that its zone neither holds nor leases, unless another zone is fetching them from
-//     the origin, and unless the node is ahead of its fair share, or the origin is busy and the node fetches
-//     one already or has to wait for its fetched pieces to spread;
+//     the origin, and unless the node is ahead of its fair share, or the origin (the other zones, for what they
+//     hold) is busy and the node fetches one from there already or has to wait for its fetched pieces to spread;
 //   - pieces that only members of its zone hold which give it nothing (Doubt), one node a piece at a time;
 //   - when none is left, the oldest open lease of a slow node, a second time, within a duplicate
 //     budget of 1 % of the pieces (at least one); beyond the budget only after thirty seconds and more,
@@ -23,9 +39,9 @@ import (
 // Each comes from a node of another zone where one holds it that the asker does not doubt, of several the
 // one that the fewest are leased from, and else from the origin. An unknown node gets nothing and is told to
 // ask again at once.
-func (t *Table) Grant(name string, count int, now time.Time) (leases []Lease, retry time.Duration) {
+func (t *Table) Grant(name string, want Want, now time.Time) (leases []Lease, retry time.Duration) {
 	n := t.nodes[name]
-	if n == nil || count <= 0 {
+	if n == nil || want.Origin <= 0 && want.Imports <= 0 {
 		return nil, 0
 	}
 	if n.held == t.pieces {
@@ -35,13 +51,18 @@ func (t *Table) Grant(name string, count int, now time.Time) (leases []Lease, re
 		return nil, t.grantAfter.Sub(now)
 	}
 	z := n.zone
-	z.activate(n, now)
-	for len(leases) < count {
-		p, k, wait := z.pick(n, now)
+	if want.Origin > 0 {
+		z.activate(n, now) // who waits for the origin is not waited for
+	}
+	for want.Origin > 0 || want.Imports > 0 {
+		p, k, wait := z.pick(n, want, now)
 		if wait > 0 {
 			return leases, wait
 		}
 		from := t.source(n, p)
+		if !want.take(from != nil) {
+			return leases, t.cfg.Interval // such as a far piece whose holders it doubts, while the origin lets it wait
+		}
 		z.lease(n, p, k, from, now)
 		z.count(n, p, k, from, now)
 		l := Lease{Piece: p}
@@ -53,9 +74,12 @@ func (t *Table) Grant(name string, count int, now time.Time) (leases []Lease, re
 	return leases, 0
 }
 
+// far reports whether n should fetch p from another zone, if it does not doubt all who hold it there.
+func (t *Table) far(n *node, p int) bool { return !n.alone && t.holders[p] > n.zone.holders[p] }
+
 // source returns the node of another zone from which n should fetch p, or nil for the origin.
 func (t *Table) source(n *node, p int) *node {
-	if n.alone || t.holders[p] == n.zone.holders[p] {
+	if !t.far(n, p) {
 		return nil
 	}
 	var best *node
@@ -74,25 +98,28 @@ func (n *node) before(o *node) bool {
 }
 
 // pick chooses the next piece for n, or how long n has to wait (then > 0).
-func (z *zone) pick(n *node, now time.Time) (p int, k kind, wait time.Duration) {
+func (z *zone) pick(n *node, want Want, now time.Time) (p int, k kind, wait time.Duration) {
 	if len(n.open) >= z.table.cfg.MaxOpen {
 		return 0, 0, z.retry()
 	}
 	if p := z.rescue(n, now); p >= 0 {
-		return p, rescue, 0
+		if left := want; left.take(z.table.far(n, p)) {
+			return p, rescue, 0
+		}
 	}
-	p, elsewhere := z.lowest(n)
+	p, elsewhere := z.lowest(n, want)
 	if p >= 0 {
-		if z.fetching >= z.table.cfg.Busy || z.slow(n) {
-			if len(n.open) > 0 {
-				return 0, 0, z.table.cfg.Interval // it asks when it has what it fetches
-			}
-			if wait := z.unspread(n, now); wait > 0 {
-				z.deactivate(n) // its uplink is the limit: the others need not wait for it
-				return 0, 0, wait
+		wait := z.hold(n, p, now)
+		if wait > 0 && !z.table.far(n, p) {
+			// What keeps it from the origin need not keep it from other zones.
+			if q, _ := z.lowest(n, Want{Imports: want.Imports}); q >= 0 && z.hold(n, q, now) == 0 {
+				p, wait = q, 0
 			}
 		}
-		return p, first, z.ahead(n, now)
+		return p, first, wait
+	}
+	if want.Origin <= 0 {
+		return 0, 0, z.table.cfg.Interval // it asks when it has what it fetches
 	}
 	if p := z.doubtful(n); p >= 0 {
 		return p, rescue, 0
@@ -102,6 +129,35 @@ func (z *zone) pick(n *node, now time.Time) (p int, k kind, wait time.Duration) 
 	}
 	// At the end of a large swarm all wait for the same lease: they must not all ask again when it is due.
 	return 0, 0, max(wait, z.retry())
+}
+
+// hold returns how long n has to wait for a first lease of p, which is free.
+func (z *zone) hold(n *node, p int, now time.Time) time.Duration {
+	far := z.table.far(n, p)
+	all := z.fetching
+	if far {
+		all = z.importing
+	}
+	if all >= z.table.cfg.Busy || z.slow(n) {
+		if n.fetching(far) > 0 {
+			return z.table.cfg.Interval // it asks when it has what it fetches
+		}
+		if wait := z.unspread(n, now); wait > 0 {
+			z.deactivate(n) // its uplink is the limit: the others need not wait for it
+			return wait
+		}
+	}
+	return z.ahead(n, now)
+}
+
+// fetching returns how many leases n has open, from other zones or from the origin.
+func (n *node) fetching(far bool) (count int) {
+	for _, l := range n.open {
+		if (l.from != nil) == far {
+			count++
+		}
+	}
+	return count
 }
 
 // doubtful returns the lowest piece that n lacks, nobody here leases, and of the zone only nodes hold that n
@@ -180,9 +236,9 @@ func (z *zone) retry() time.Duration {
 	return min(wait, z.table.cfg.Interval)
 }
 
-// lowest returns the lowest free piece that n does not itself have open (lapsed) and no other zone is
-// fetching from the origin, or -1, and whether one was passed over because another zone is.
-func (z *zone) lowest(n *node) (p int, elsewhere bool) {
+// lowest returns the lowest free piece of a kind that n wants, does not itself have open (lapsed), and no other
+// zone is fetching from the origin, or -1, and whether one was passed over because another zone is.
+func (z *zone) lowest(n *node, want Want) (p int, elsewhere bool) {
 	t := z.table
 	p = z.free.next(z.cursor)
 	if p < 0 {
@@ -190,13 +246,29 @@ func (z *zone) lowest(n *node) (p int, elsewhere bool) {
 		return -1, false
 	}
 	z.cursor = p
-	for ; p >= 0; p = z.free.next(p + 1) {
-		switch {
-		case n.open[p] != nil:
-		case t.holders[p] == 0 && t.leases[p] > 0:
-			elsewhere = true
-		default:
-			return p, elsewhere
+	for w := p / 64; w < len(z.free); w++ {
+		var word uint64
+		far := t.held[w]
+		if n.alone {
+			far = 0
+		}
+		if want.Origin > 0 {
+			word |= z.free[w] &^ far
+		}
+		if want.Imports > 0 {
+			word |= z.free[w] & far
+		}
+		for word != 0 {
+			bit := bits.LeadingZeros64(word)
+			word &^= 1 << (63 - bit)
+			p := w*64 + bit
+			switch {
+			case n.open[p] != nil:
+			case t.holders[p] == 0 && t.leases[p] > 0:
+				elsewhere = true
+			default:
+				return p, elsewhere
+			}
 		}
 	}
 	return -1, elsewhere
@@ -244,7 +316,7 @@ func (z *zone) unspread(n *node, now time.Time) time.Duration {
 			allowed = 0
 		}
 	}
-	if len(n.open)+len(kept) < allowed {
+	if len(kept) < allowed { // it has nothing open of the kind that it asks for
 		return 0
 	}
 	wait := z.retry()
@@ -264,7 +336,7 @@ func (z *zone) slow(n *node) bool {
 // it would not be with them before the rest is. It says so for as long as our patience lasts: those who fetch
 // the rest may hang.
 func (z *zone) tooLate(n *node, now time.Time) bool {
-	fetching := z.fetching - len(n.open)
+	fetching := z.fetching + z.importing - len(n.open)
 	left := z.table.pieces - z.held - fetching
 	if float64(left) >= slowSpread*n.pace*float64(fetching) {
 		return false

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -48,10 +49,13 @@ func (n *actor) report() {
 	n.s.table.Report(n.name, n.zone, slices.Clone(n.have), n.open, n.stuck, n.s.now)
 }
 
-// lease asks for count pieces and takes what comes as open.
-func (n *actor) lease(count int) []int {
+// lease asks for count pieces of the origin, and takes what comes as open.
+func (n *actor) lease(count int) []int { return n.take(Want{Origin: count}) }
+
+// take asks for pieces and takes what comes as open.
+func (n *actor) take(want Want) []int {
 	n.report()
-	leases, _ := n.s.table.Grant(n.name, count, n.s.now)
+	leases, _ := n.s.table.Grant(n.name, want, n.s.now)
 	var pieces []int
 	n.from = nil
 	for _, l := range leases {
@@ -200,7 +204,7 @@ func TestOneHolderAPiece(t *testing.T) {
 	a.wants(1, 7)
 	b.wants(1, 8)
 	b.wants(0)
-	if got, retry := s.table.Grant("stranger", 1, s.now); got != nil || retry != 0 {
+	if got, retry := s.table.Grant("stranger", Want{Origin: 1, Imports: 1}, s.now); got != nil || retry != 0 {
 		t.Errorf("a stranger gets %v, retry in %v", got, retry)
 	}
 }
@@ -634,7 +638,7 @@ func TestRestart(t *testing.T) {
 	a.has(0)
 	s.table = New(12, Config{}, s.now.Add(time.Second))
 	late.wants(2)
-	_, retry := s.table.Grant("late", 1, s.now)
+	_, retry := s.table.Grant("late", Want{Origin: 1}, s.now)
 	if retry != time.Second {
 		t.Fatalf("retry in %v, want at the end of the grace", retry)
 	}
@@ -682,9 +686,12 @@ func TestZones(t *testing.T) {
 	c := s.nodeIn("c", "c")
 	imports := func(n *actor, count int, pieces []int, from ...string) {
 		t.Helper()
-		n.wants(count, pieces...)
-		if !slices.Equal(n.from, from) {
-			t.Fatalf("%s gets %v from %q, want %q", n.name, pieces, n.from, from)
+		want := Want{Imports: count}
+		if from[0] == "" {
+			want = Want{Origin: count}
+		}
+		if got := n.take(want); !slices.Equal(got, pieces) || !slices.Equal(n.from, from) {
+			t.Fatalf("%s gets %v from %q, want %v from %q", n.name, got, n.from, pieces, from)
 		}
 	}
 	imports(a1, 2, []int{0, 1}, "", "")
@@ -709,7 +716,13 @@ func TestZones(t *testing.T) {
 	s.table.Doubt("b2", []string{"a1", "a2", "c"}, false)
 	b2.open = nil
 	s.pass(1500*time.Millisecond, a1, a2, b1, b2, c)
-	imports(b2, 1, []int{1}, "")
+	imports(c, 1, []int{3}, "")
+	if got := b2.take(Want{Imports: 2}); len(got) > 0 {
+		t.Fatalf("b2 gets %v from %q, and doubts all who have it", got, b2.from)
+	}
+	if got := b2.take(Want{Origin: 1, Imports: 1}); !slices.Equal(got, []int{1}) || b2.from[0] != "" {
+		t.Fatalf("b2 gets %v from %q, want 1 from the origin", got, b2.from)
+	}
 	// Whoever moves leaves its pieces behind.
 	b1.zone = "a"
 	b1.report()
@@ -730,7 +743,9 @@ func TestZonesDoNotWaitForEachOther(t *testing.T) {
 		a1.has(p)
 		a2.has(p)
 	}
-	b.wants(1, 0)
+	if got := b.take(Want{Imports: 1}); !slices.Equal(got, []int{0}) {
+		t.Fatalf("b imports %v, want 0", got)
+	}
 	b.open = nil
 	last := s.nodeIn("c", "hangs", 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
 		20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38)
@@ -746,6 +761,32 @@ func TestZonesDoNotWaitForEachOther(t *testing.T) {
 		}
 	}
 	t.Errorf("nobody else gets the piece that a node of another zone hangs on: %+v", s.table.Stats())
+}
+
+// TestStalledOriginAndZones: what other zones hold is leased also to nodes that wait for the origin.
+func TestStalledOriginAndZones(t *testing.T) {
+	s := newScene(t, 40)
+	var a, b []*actor
+	for i := range 6 {
+		a, b = append(a, s.nodeIn("a", fmt.Sprint("a", i))), append(b, s.nodeIn("b", fmt.Sprint("b", i)))
+	}
+	alive := append(slices.Clone(a), b...)
+	a[0].wants(2, 0, 1)
+	for _, n := range alive[1:] {
+		n.take(Want{Origin: 2, Imports: 2})
+	}
+	if z := s.table.zones[1]; z.fetching < z.table.cfg.Busy {
+		t.Fatalf("%d leases are under way in b, the test needs %d", z.fetching, z.table.cfg.Busy)
+	}
+	s.pass(400*time.Millisecond, alive...)
+	a[0].has(0, 1, 39)               // lower ones than the last are free, and the origin lets everybody wait
+	s.pass(30*time.Second, alive...) // and nothing else comes
+	b[0].wants(1)
+	for i, want := range []int{0, 1, 39} {
+		if got := b[i].take(Want{Origin: 1, Imports: 1}); !slices.Equal(got, []int{want}) || b[i].from[0] != "a0" {
+			t.Errorf("%s gets %v from %q, want %d from a0", b[i].name, got, b[i].from, want)
+		}
+	}
 }
 
 // TestSlowNode: what a slow node fetches everybody waits for, so it has less of it at a time, and none at the

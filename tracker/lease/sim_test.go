@@ -314,7 +314,8 @@ func (w *world) fromPeers() {
 
 // talk lets n announce itself when its interval is over or it can begin another lease.
 func (w *world) talk(n *peer) {
-	wants := len(n.open) < 2 && n.held < w.pieces && !n.liar
+	want := Want{Origin: 2 - len(n.open) + len(n.from), Imports: 2 - len(n.from)}
+	wants := (want.Origin > 0 || want.Imports > 0) && n.held < w.pieces && !n.liar
 	if !n.here || w.now.Before(n.beat) && (!wants || w.now.Before(n.ask)) {
 		return
 	}
@@ -338,7 +339,7 @@ func (w *world) talk(n *peer) {
 	if !wants {
 		return
 	}
-	leases, retry := w.table.Grant(n.name, 2-len(n.open), w.now)
+	leases, retry := w.table.Grant(n.name, want, w.now)
 	for _, l := range leases {
 		w.judge(n, l)
 	}

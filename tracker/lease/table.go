@@ -40,6 +40,7 @@ type Table struct {
 	zones    []*zone    // that have members, in the order of their first ones
 	complete int        // nodes that hold every piece
 	holders  []int32    // live nodes that hold a piece
+	held     set        // pieces with holders
 	leases   []int32    // open leases of a piece from the origin that have not lapsed
 	times    fetchTimes // of leases from the origin
 	seq      uint64
@@ -75,6 +76,7 @@ func New(pieces int, cfg Config, grantAfter time.Time) *Table {
 		grantAfter: grantAfter,
 		nodes:      map[string]*node{},
 		holders:    make([]int32, pieces),
+		held:       newSet(pieces),
 		leases:     make([]int32, pieces),
 		scratch:    newSet(pieces),
 	}
@@ -210,6 +212,7 @@ func (t *Table) turn(n *node, p int, holds bool, now time.Time) {
 		n.zone.held++
 	}
 	if t.holders[p] == 1 {
+		t.held.add(p)
 		t.stats.Held++
 	}
 	if l := n.open[p]; l != nil {
@@ -225,6 +228,7 @@ func (t *Table) unhold(z *zone, p int) {
 		z.held--
 	}
 	if t.holders[p] == 0 {
+		t.held.remove(p)
 		t.stats.Held--
 	}
 	z.settle(p)

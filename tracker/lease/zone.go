@@ -73,7 +73,9 @@ type zone struct {
 	free     set     // pieces without holders and leases here
 	cursor   int     // no piece below it is free
 	open     *list.List
-	fetching int // open leases that have not lapsed
+
+	// Open leases from the origin that have not lapsed, and from other zones.
+	fetching, importing int
 
 	times   fetchTimes   // of all leases
 	imports fetchTimes   // of those from other zones
@@ -180,9 +182,11 @@ func (z *zone) lease(n *node, p int, k kind, from *node, now time.Time) {
 // from all zones, an import from its own.
 func (z *zone) block(l *lease, by int32) {
 	z.leases[l.piece] += by
-	z.fetching += int(by)
 	if l.from == nil {
+		z.fetching += int(by)
 		z.table.leases[l.piece] += by
+	} else {
+		z.importing += int(by)
 	}
 	z.settle(l.piece)
 }
