@@ -89,7 +89,7 @@ bench: bin/shoal bin/fanout
 	go run ./bench/plot <$(RESULTS) >docs/fanout.svg
 # How fast one node gives a model to another on loopback, and the CPU of both, beside net/http and curl;
 # the last line is a JSON object.
-# make bench-node SIZE=2GiB ARGS="--runs 5 --profiles /tmp"
+# make bench-node SIZE=2GiB ARGS="--runs 5 --cpus 1"
 .PHONY: bench-node bin/node
 bin/node:
 	go build -o $@ ./bench/node

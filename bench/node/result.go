@@ -34,6 +34,7 @@ type result struct {
 type report struct {
 	Size     int64    `json:"size"`
 	Runs     int      `json:"runs"`
+	CPUs     int      `json:"cpus"`
 	Digest   float64  `json:"cpu_s_per_gib_digest"` // reading the whole from the page cache and hashing it
 	Results  []result `json:"results"`
 	Verified bool     `json:"verified"`

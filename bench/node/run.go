@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -64,7 +65,7 @@ func bench(ctx context.Context, f flags) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, sample.Remove(b.dir)) }()
-	out := report{Size: b.size, Runs: f.runs}
+	out := report{Size: b.size, Runs: f.runs, CPUs: runtime.NumCPU()}
 	for _, t := range transports {
 		r, err := b.play(ctx, t, &out)
 		if ctx.Err() != nil {
