@@ -147,14 +147,15 @@ func (c *coordinator) step(ctx context.Context) time.Duration {
 	for _, l := range reply.Leases {
 		c.begin(l)
 	}
+	wait := c.interval
 	// Asked for and not given: a piece may become free well before the next heartbeat.
 	if origin, imports := c.want(now); origin+imports > 0 && reply.Retry > 0 {
-		return min(c.interval, max(minRetry, reply.Retry))
+		wait = min(wait, max(minRetry, reply.Retry))
 	}
 	if rest := c.restUntil.Sub(now); rest > 0 {
-		return min(c.interval, rest)
+		wait = min(wait, rest)
 	}
-	return c.interval
+	return wait
 }
 
 // want is how many leases of each kind the node can begin now.

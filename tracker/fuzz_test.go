@@ -17,7 +17,7 @@ import (
 // refusal, and no lease or peer is out of bounds.
 func FuzzAnnounce(f *testing.F) {
 	for _, body := range []string{
-		`{"node":"a","addr":"127.0.0.1:1","size":8388608,"have":"gAA=","open":[1,2],"stuck":[3],"doubts":["b"],"want":2}`,
+		`{"node":"a","addr":"127.0.0.1:1","size":8388608,"have":"gAA=","open":[1,2],"stuck":[3],"doubts":["b"],"want":2,"wantImports":1}`,
 		`{"node":"b","addr":"[::1]:1","zone":"z","rack":"r","size":8388608,"complete":true,"epoch":"x"}`,
 		`{"node":"a","size":1,"left":true}`,
 		`{"node":"a","addr":"1.2.3.4:5","size":1e99}`,
@@ -56,7 +56,7 @@ func FuzzAnnounce(f *testing.F) {
 		if err := json.Unmarshal(w.Body.Bytes(), &reply); err != nil {
 			t.Fatal(err)
 		}
-		if len(reply.Leases) > max(sent.Want, 0) || len(reply.Peers) > 7 || reply.Holders < 0 || reply.Holders > 7 {
+		if len(reply.Leases) > max(sent.Want, 0)+max(sent.WantImports, 0) || len(reply.Peers) > 7 || reply.Holders < 0 || reply.Holders > 7 {
 			t.Fatalf("reply %+v to %+v", reply, sent)
 		}
 		for _, p := range pieces(reply.Leases) {
