@@ -109,7 +109,9 @@ func (w *World) connect(ctx context.Context) error {
 		return err
 	}
 	err = w.net.run(ctx,
-		"ip link add br0 type bridge",
+		// A bridge without an address of its own takes the lowest of its ports', and so a new one when a node's
+		// power is cut: for up to a minute nobody who knew the old one would reach a Pod.
+		"ip link add br0 address "+card(routerIP)+" type bridge",
 		"ip addr add "+routerIP+"/16 dev br0",
 		"ip link set br0 up",
 		"ip link add "+machineIf+" type veth peer name machine",
