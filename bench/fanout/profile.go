@@ -22,6 +22,9 @@ func (r *region) startProfiles(ctx context.Context) (wait func() error) {
 				if err != nil {
 					return err
 				}
+				if err := os.MkdirAll(r.run.flags.profiles, 0o755); err != nil {
+					return err
+				}
 				return os.WriteFile(filepath.Join(r.run.flags.profiles, p.host.name+".pprof"), raw, 0o644)
 			})
 		}
