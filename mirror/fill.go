@@ -8,10 +8,7 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 
-	"github.com/shoal-project/shoal/internal/registry"
 	"github.com/shoal-project/shoal/peer/store"
 )
 
@@ -155,14 +152,14 @@ func (f *fill) forget(w *waiter) {
 	}
 }
 
-// take returns the next range to fetch.
-func (f *fill) take(jump bool) *span {
+// take returns the next range to fetch, of about length bytes where it goes on in order.
+func (f *fill) take(jump bool, length int64) *span {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if jump {
-		return f.plan.take(f.waiters)
+		return f.plan.take(f.waiters, length)
 	}
-	return f.plan.take(nil)
+	return f.plan.take(nil, length)
 }
 
 // wrote notes n more written bytes of s, wakes who waits for them, and marks the pieces that are full.
@@ -191,71 +188,6 @@ func (f *fill) finish(s *span) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.plan.finish(s)
-}
-
-// fetch reads the missing bytes, a few ranges at once, until none is left.
-func (m *Mirror) fetch(ctx context.Context, f *fill, info blobInfo) error {
-	up := m.upstreams[f.source.Upstream]
-	repo, err := up.repository(f.source.Repository)
-	if err != nil {
-		return err
-	}
-	desc := ocispec.Descriptor{MediaType: "application/octet-stream", Digest: f.digest, Size: info.size}
-	group, ctx := errgroup.WithContext(ctx)
-	workers := m.cfg.Parallel
-	if !info.ranges {
-		workers = 1
-	}
-	for range workers {
-		group.Go(func() error {
-			for {
-				more, err := m.fetchNext(ctx, f, repo, up.slots, desc, info.ranges)
-				if err != nil || !more {
-					return err
-				}
-			}
-		})
-	}
-	return group.Wait()
-}
-
-// fetchNext fetches one range. It reports whether there was one.
-func (m *Mirror) fetchNext(ctx context.Context, f *fill, repo *registry.Repository, slots chan struct{}, desc ocispec.Descriptor, jump bool) (bool, error) {
-	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-ctx.Done():
-		return false, context.Cause(ctx)
-	}
-	s := f.take(jump) // only now: what is wanted most may have changed while we waited
-	if s == nil {
-		return false, nil
-	}
-	defer f.finish(s)
-	body, err := repo.OpenRange(ctx, desc, s.at, s.end-s.at)
-	if err != nil {
-		return false, blame(f.source, err)
-	}
-	defer body.Close()
-	buf := m.buffers.get()
-	defer m.buffers.put(buf)
-	for at := s.start; at < s.end; {
-		n, err := body.Read(buf)
-		m.metrics.upstreamBytes.Add(float64(n))
-		if n > 0 {
-			if _, err := f.blob.WriteAt(buf[:n], at); err != nil {
-				return false, err
-			}
-			at += int64(n)
-			if err := f.wrote(s, int64(n)); err != nil {
-				return false, err
-			}
-		}
-		if err != nil && at < s.end {
-			return false, blame(f.source, err)
-		}
-	}
-	return true, nil
 }
 
 // prepare finds the blob on the disk, or makes room for it. There is no plan for one that is whole.
@@ -302,14 +234,8 @@ func (m *Mirror) fillBlob(ctx context.Context, f *fill) error {
 		f.begin(blob, nil)
 		return nil
 	}
-	// The first byte that is missing is behind the last one by up to Parallel ranges, and the nodes,
-	// who lease in order, are that much late with everything (docs/architecture.md has the figures).
-	rangeSize := min(m.cfg.RangeSize, blob.Size()/256)
-	if !info.ranges {
-		rangeSize = info.size + blob.PieceLength() // all of it
-	}
 	m.metrics.fills.Inc()
-	p := newPlan(blob.Size(), blob.PieceLength(), rangeSize, blob.Have)
+	p := newPlan(blob.Size(), blob.PieceLength(), min(m.cfg.RangeSize, blob.Size()/256), blob.Have)
 	resumed := p.missing < len(p.have)
 	f.begin(blob, p)
 	if !blob.Complete() {

@@ -66,10 +66,7 @@ func TestKill(t *testing.T) {
 	r.setFault(func(req *http.Request) registryserver.Fault {
 		var from int64
 		fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-", &from)
-		if from >= 24*mib {
-			return registryserver.Fault{Wait: gate}
-		}
-		return registryserver.Fault{}
+		return registryserver.Fault{Wait: gate, At: max(0, 24*mib-from)}
 	})
 
 	dir := t.TempDir()

@@ -30,13 +30,13 @@ type Config struct {
 	// Quota is how many bytes the blobs may take, 0 as many as fit; KeepFree how many bytes of the
 	// file system stay free. The least recently used blobs go first, those of desired models never.
 	Quota, KeepFree int64
-	// Parallel is how many ranges of one blob are read from upstream at once. 0 means 4: one
-	// connection over a long way is bounded by its window, not by the link.
+	// Parallel is how many ranges of one blob are read from upstream at once, at most: as many as make it faster.
+	// 0 means 4.
 	Parallel int
 	// MaxParallel bounds the ranges of all blobs of an upstream together; 0 means 4 times Parallel.
 	MaxParallel int
-	// RangeSize is the longest range in bytes; a blob's ranges are at most a 256th of it as well. 0
-	// means 8 MiB.
+	// RangeSize is how many bytes a range has that is not in order, and the first one; at most a 256th of the
+	// blob. 0 means 8 MiB.
 	RangeSize int64
 	// TagTTL is for how long a tag is believed without asking upstream; 0 means 30 s.
 	TagTTL time.Duration
@@ -143,7 +143,7 @@ func New(cfg Config) (*Mirror, error) {
 		}
 		limit := u.limiter()
 		open := func(retry registry.Retry) *upstream {
-			return &upstream{cfg: u, retry: retry, stall: cfg.Stall, limit: limit, slots: make(chan struct{}, cfg.MaxParallel), repos: map[string]*registry.Repository{}}
+			return &upstream{cfg: u, retry: retry, stall: cfg.Stall, limit: limit, slots: make(chan struct{}, cfg.MaxParallel), streams: newStreams(cfg.Parallel), repos: map[string]*registry.Repository{}}
 		}
 		m.upstreams[u.Name], m.quick[u.Name] = open(cfg.Retry), open(quick)
 		if _, err := m.upstreams[u.Name].repository(anyRepository); err != nil {

@@ -5,7 +5,7 @@ package mirror
 type plan struct {
 	size      int64
 	piece     int64 // what the store marks at once
-	rangeSize int64 // the longest range, a multiple of piece
+	rangeSize int64 // the longest range that is not in order, a multiple of piece
 	have      []bool
 	missing   int // pieces
 	first     int // no piece before it is missing or free
@@ -50,29 +50,41 @@ func (p *plan) available(off, end int64) int64 {
 	return off
 }
 
-// take returns the range to fetch next, nil where none is left: what the readers that have waited
-// longest lack, else the first missing one.
-func (p *plan) take(wants []*waiter) *span {
+// take returns the range to fetch next, nil where none is left. In order that is as much as length (and at
+// least rangeSize) from the first missing piece on. Out of order it is what the reader lacks that has waited longest,
+// unless ranges in order will be there soon.
+func (p *plan) take(wants []*waiter, length int64) *span {
+	for p.first < len(p.have) && !p.free(p.first) {
+		p.first++
+	}
+	if p.first == len(p.have) {
+		return nil
+	}
+	length = max(length, p.rangeSize)
+	next := int64(p.first) * p.piece
 	for _, w := range wants {
 		i := int(w.off / p.piece)
-		if w.off < p.size && p.free(i) {
-			return p.begin(i, w.end)
+		if w.off >= p.size || !p.free(i) {
+			continue
 		}
-	}
-	for ; p.first < len(p.have); p.first++ {
-		if p.free(p.first) {
-			return p.begin(p.first, p.size)
+		if w.off < next+max(length, soon*p.piece) {
+			break
 		}
+		return p.begin(i, min(w.end, int64(i)*p.piece+p.rangeSize))
 	}
-	return nil
+	return p.begin(p.first, next+length)
 }
 
-// begin takes the free pieces from i on, as far as end and one range reach.
+// soon is how many pieces in order, or one range if that is more, a reader waits for rather than that it gets a range
+// of its own: what the nodes have leased is among them.
+const soon = 16
+
+// begin takes the free pieces from i on, as far as end reaches, one at least.
 func (p *plan) begin(i int, end int64) *span {
 	s := &span{start: int64(i) * p.piece}
 	s.at = s.start
 	for ; i < len(p.have) && p.free(i); i++ {
-		if off := int64(i) * p.piece; off > s.start && (off >= end || off >= s.start+p.rangeSize) {
+		if off := int64(i) * p.piece; off > s.start && off >= end {
 			break
 		}
 		s.end = p.end(i)

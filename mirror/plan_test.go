@@ -32,7 +32,7 @@ func TestPlan(t *testing.T) {
 				if rng.IntN(2) == 0 {
 					wants = []*waiter{{want: want{off, off + 1 + rng.Int64N(size-off)}}}
 				}
-				if s := p.take(wants); s != nil {
+				if s := p.take(wants, rng.Int64N(100)); s != nil {
 					running = append(running, s)
 				}
 			}
@@ -62,7 +62,7 @@ func TestPlan(t *testing.T) {
 				t.Fatalf("seed %d: byte %d was written %d times", seed, at, n)
 			}
 		}
-		if s := p.take(nil); s != nil || p.available(0, size) != size {
+		if s := p.take(nil, 0); s != nil || p.available(0, size) != size {
 			t.Fatalf("seed %d: not at its end", seed)
 		}
 	}
@@ -71,13 +71,13 @@ func TestPlan(t *testing.T) {
 // TestPlanGivesUp shows that the rest of a range that failed is free again.
 func TestPlanGivesUp(t *testing.T) {
 	p := newPlan(100, 10, 40, func(int) bool { return false })
-	s := p.take(nil)
+	s := p.take(nil, 0)
 	first, last := p.advance(s, 25)
 	for i := first; i < last; i++ {
 		p.done(i)
 	}
 	p.finish(s)
-	if again := p.take(nil); again.start != 20 || again.end != 60 {
+	if again := p.take(nil, 0); again.start != 20 || again.end != 60 {
 		t.Errorf("%+v", again)
 	}
 }

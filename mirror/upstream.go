@@ -60,6 +60,8 @@ type upstream struct {
 	limit *rate.Limiter // of blobs; nil: none
 	slots chan struct{} // held by running ranges
 
+	streams *streams
+
 	mu    sync.Mutex
 	repos map[string]*registry.Repository
 }

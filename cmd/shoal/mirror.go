@@ -44,7 +44,7 @@ many nodes ask for a blob, it is read from upstream once, verified, and kept.`,
 	cmd.Flags().StringVar(&f.tracker, "tracker", "", "address of the region's tracker: the blobs of the models that it names as desired are kept, over the quota's order")
 	cmd.Flags().StringVar(&f.quota, "quota", "0", "bytes that blobs may take, such as 500GiB; 0 is what fits")
 	cmd.Flags().StringVar(&f.keepFree, "keep-free", "1GiB", "bytes of the file system that stay free")
-	cmd.Flags().IntVar(&f.parallel, "parallel", 0, "ranges of one blob that are read at once (0: a good default)")
+	cmd.Flags().IntVar(&f.parallel, "parallel", 0, "ranges of one blob that are read at once, where more make it faster, at most (0: a good default)")
 	cmd.Flags().DurationVar(&f.tagTTL, "tag-ttl", 30*time.Second, "for how long a tag is believed without asking upstream")
 	f.register(cmd, "127.0.0.1:7071")
 	return cmd
