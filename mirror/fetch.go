@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// aloneFor and togetherFor are how long a range should take: of the only stream, which costs upstream a
-	// request each time, and of one of several, where the first missing byte may be behind the last one by a
-	// range of each, and the nodes, who lease in order, are that much late.
+	// aloneFor and togetherFor are how long a range should take: of the only stream, and of one of several, where
+	// the first missing byte may be behind the last one by a range of each, and the nodes, who lease in order, are
+	// that much late. Shorter ones cost upstream more requests.
 	aloneFor, togetherFor = time.Second, 100 * time.Millisecond
 	// maxRange bounds a range, in bytes: others wait for its slot.
 	maxRange = 256 << 20
@@ -79,8 +79,7 @@ func (r *fetching) next(ctx context.Context) error {
 		return blame(r.fill.source, err)
 	}
 	defer body.Close()
-	answered := time.Now()
-	lead := r.lead(answered.Sub(asked))
+	lead := r.lead(time.Since(asked))
 	buf := r.mirror.buffers.get()
 	defer r.mirror.buffers.put(buf)
 	follow := sync.OnceFunc(func() { r.follow(ctx) })
@@ -104,7 +103,7 @@ func (r *fetching) next(ctx context.Context) error {
 			follow()
 		}
 	}
-	r.took(s.end-s.start, time.Since(answered))
+	r.took(s.end-s.start, time.Since(asked))
 	follow()
 	return nil
 }
@@ -134,7 +133,7 @@ func (r *fetching) length() int64 {
 	defer r.mu.Unlock()
 	takes := aloneFor
 	if r.streams > 1 {
-		takes = togetherFor
+		takes = max(togetherFor, 2*roundTrips*r.answer)
 	}
 	if r.rate == 0 {
 		return r.mirror.cfg.RangeSize
