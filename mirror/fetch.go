@@ -20,6 +20,9 @@ const (
 	maxRange = 256 << 20
 	// growth is how many times the longest one so far a range may be: the first ones tell little of the rate.
 	growth = 4
+	// quiet is how long a range may bring nothing before the next one begins beside it: a connection that hangs is given
+	// up much later.
+	quiet = 3 * time.Second
 	// roundTrips is how many answers' times before its predecessor's end a range is asked for, at least minLead.
 	roundTrips, minLead = 4, 20 * time.Millisecond
 )
@@ -36,6 +39,7 @@ type fetching struct {
 	group  *errgroup.Group
 
 	mu      sync.Mutex
+	running int // ranges
 	streams int
 	longest int64         // range so far
 	rate    float64       // of a stream, bytes a second
@@ -60,6 +64,9 @@ func (m *Mirror) fetch(ctx context.Context, f *fill, info blobInfo) error {
 
 // next fetches the next range, if one is left.
 func (r *fetching) next(ctx context.Context) error {
+	if !r.fill.left() { // it must not wait for a slot to find that out
+		return nil
+	}
 	select {
 	case r.up.slots <- struct{}{}:
 		defer func() { <-r.up.slots }()
@@ -71,22 +78,50 @@ func (r *fetching) next(ctx context.Context) error {
 		return nil
 	}
 	defer r.fill.finish(s)
-	r.up.streams.begin(time.Now())
-	defer r.up.streams.end()
+	r.begin()
+	defer r.end()
+	return r.read(ctx, s)
+}
+
+func (r *fetching) begin() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running++
+	if r.ranges {
+		r.up.streams.begin(time.Now())
+	}
+}
+
+func (r *fetching) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running--
+	if r.ranges {
+		r.up.streams.end(time.Now())
+	}
+}
+
+// read fetches one range.
+func (r *fetching) read(ctx context.Context, s *span) error {
 	asked := time.Now()
 	body, err := r.repo.OpenRange(ctx, r.desc, s.start, s.end-s.start)
 	if err != nil {
 		return blame(r.fill.source, err)
 	}
 	defer body.Close()
-	lead := r.lead(time.Since(asked))
+	lead := min(r.lead(time.Since(asked)), (s.end-s.start)/2)
+	var followed bool // guarded by r.mu
+	hung := time.AfterFunc(quiet, func() { r.hangs(ctx, &followed) })
+	defer hung.Stop()
 	buf := r.mirror.buffers.get()
 	defer r.mirror.buffers.put(buf)
-	follow := sync.OnceFunc(func() { r.follow(ctx) })
 	for at := s.start; at < s.end; {
 		n, err := body.Read(buf)
+		hung.Reset(quiet)
 		r.mirror.metrics.upstreamBytes.Add(float64(n))
-		r.up.streams.read(int64(n), time.Now())
+		if r.ranges {
+			r.grow(ctx, r.up.streams.read(int64(n), time.Now()))
+		}
 		if n > 0 {
 			if _, err := r.fill.blob.WriteAt(buf[:n], at); err != nil {
 				return err
@@ -99,28 +134,50 @@ func (r *fetching) next(ctx context.Context) error {
 		if err != nil && at < s.end {
 			return blame(r.fill.source, err)
 		}
-		if s.end-at <= lead {
-			follow()
+		if at < s.end && s.end-at <= lead {
+			r.follow(ctx, &followed)
 		}
 	}
 	r.took(s.end-s.start, time.Since(asked))
-	follow()
+	r.follow(ctx, &followed)
 	return nil
 }
 
-// follow begins what comes after a range that is about to end: one range, or more or none where the number
-// of streams changes.
-func (r *fetching) follow(ctx context.Context) {
+// grow begins more streams where there are less than want.
+func (r *fetching) grow(ctx context.Context, want int) {
 	r.mu.Lock()
-	want := 1
-	if r.ranges {
-		want = r.up.streams.each()
-	}
-	begin := max(0, want-(r.streams-1))
-	r.streams += begin - 1
-	r.mu.Unlock()
-	for range begin {
+	defer r.mu.Unlock()
+	for ; r.streams < want; r.streams++ {
 		r.group.Go(func() error { return r.next(ctx) })
+	}
+}
+
+// follow begins the range after one that is about to end, once, or lets the stream end where there are too many.
+func (r *fetching) follow(ctx context.Context, followed *bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.followLocked(ctx, followed)
+}
+
+func (r *fetching) followLocked(ctx context.Context, followed *bool) {
+	if *followed {
+		return
+	}
+	*followed = true
+	if r.ranges && r.streams > r.up.streams.each() {
+		r.streams--
+		return
+	}
+	r.group.Go(func() error { return r.next(ctx) })
+}
+
+// hangs follows a range that brings nothing, unless it is a limit of ours that it waits for. It runs in a timer's
+// goroutine: the group is not at its end while a range of it runs.
+func (r *fetching) hangs(ctx context.Context, followed *bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ranges && r.up.limit == nil && r.running > 0 && r.running < r.mirror.cfg.Parallel {
+		r.followLocked(ctx, followed)
 	}
 }
 
@@ -131,13 +188,14 @@ func (r *fetching) length() int64 {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	takes := aloneFor
-	if r.streams > 1 {
-		takes = max(togetherFor, 2*roundTrips*r.answer)
-	}
 	if r.rate == 0 {
 		return r.mirror.cfg.RangeSize
 	}
+	takes := aloneFor
+	if r.streams > 1 {
+		takes = togetherFor
+	}
+	takes = max(takes, 2*roundTrips*r.answer)
 	return min(int64(r.rate*takes.Seconds()), growth*r.longest, maxRange)
 }
 
@@ -152,10 +210,13 @@ func (r *fetching) lead(answer time.Duration) int64 {
 	return int64(r.rate * max(minLead, roundTrips*r.answer).Seconds())
 }
 
-// took notes a range that came whole.
+// took notes a range that came whole. Short ones say little of the rate.
 func (r *fetching) took(n int64, d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if n < r.longest/growth {
+		return
+	}
 	r.longest = max(r.longest, n)
 	r.rate = mean(r.rate, float64(n)/max(d, time.Microsecond).Seconds())
 }

@@ -184,6 +184,13 @@ func (f *fill) wrote(s *span, n int64) error {
 	return nil
 }
 
+// left reports whether there is a range to take.
+func (f *fill) left() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.plan.left()
+}
+
 func (f *fill) finish(s *span) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

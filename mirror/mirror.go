@@ -35,8 +35,8 @@ type Config struct {
 	Parallel int
 	// MaxParallel bounds the ranges of all blobs of an upstream together; 0 means 4 times Parallel.
 	MaxParallel int
-	// RangeSize is how many bytes a range has that is not in order, and the first one; at most a 256th of the
-	// blob. 0 means 8 MiB.
+	// RangeSize is how many bytes a blob's first range has, and at most, a 256th of the blob if that is less, one that
+	// is not in order. 0 means 8 MiB.
 	RangeSize int64
 	// TagTTL is for how long a tag is believed without asking upstream; 0 means 30 s.
 	TagTTL time.Duration

@@ -50,27 +50,39 @@ func (p *plan) available(off, end int64) int64 {
 	return off
 }
 
-// take returns the range to fetch next, nil where none is left. In order that is as much as length (and at
-// least rangeSize) from the first missing piece on. Out of order it is what the reader lacks that has waited longest,
-// unless ranges in order will be there soon.
-func (p *plan) take(wants []*waiter, length int64) *span {
+// left reports whether a piece is neither there nor being fetched, and finds the first one.
+func (p *plan) left() bool {
 	for p.first < len(p.have) && !p.free(p.first) {
 		p.first++
 	}
-	if p.first == len(p.have) {
+	return p.first < len(p.have)
+}
+
+// take returns the range to fetch next, nil where none is left. In order that is as much as length (and at
+// least rangeSize) from the first missing piece on. Out of order it is what the reader lacks that has waited longest,
+// unless ranges in order will be there soon. While such a reader waits, those in order are as short as its own.
+func (p *plan) take(wants []*waiter, length int64) *span {
+	if !p.left() {
 		return nil
 	}
-	length = max(length, p.rangeSize)
 	next := int64(p.first) * p.piece
+	length = max(length, p.rangeSize)
+	near := next + max(length, soon*p.piece)
+	var longest *waiter // of those whose piece is free
 	for _, w := range wants {
-		i := int(w.off / p.piece)
-		if w.off >= p.size || !p.free(i) {
+		if w.off >= p.size {
 			continue
 		}
-		if w.off < next+max(length, soon*p.piece) {
-			break
+		if w.off >= near {
+			length = p.rangeSize
 		}
-		return p.begin(i, min(w.end, int64(i)*p.piece+p.rangeSize))
+		if longest == nil && p.free(int(w.off/p.piece)) {
+			longest = w
+		}
+	}
+	if longest != nil && longest.off >= near {
+		i := int(longest.off / p.piece)
+		return p.begin(i, min(longest.end, int64(i)*p.piece+p.rangeSize))
 	}
 	return p.begin(p.first, next+length)
 }

@@ -30,6 +30,8 @@ type streams struct {
 	since   time.Time // begin of the window
 	bytes   int64     // in it
 	settle  bool      // the window does not count
+	ending  int       // ranges that have to end before one counts: a stream ends with its range
+	idle    time.Time // since when there are no readers
 	before  int       // the count before the trial, 0: none is on
 	rate    float64   // before the trial, bytes a second
 	less    bool      // the next trial is one with less
@@ -50,11 +52,11 @@ func (s *streams) each() int {
 func (s *streams) begin(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.readers == 0 {
+	if s.readers == 0 && now.Sub(s.idle) >= window {
 		if s.before > 0 {
 			s.count, s.before = s.before, 0
 		}
-		s.since, s.bytes, s.settle = now, 0, true
+		s.since, s.bytes, s.settle, s.ending = now, 0, true, 0
 		if first := now.Add(firstTrial); s.next.Before(first) {
 			s.next = first
 		}
@@ -62,26 +64,35 @@ func (s *streams) begin(now time.Time) {
 	s.readers++
 }
 
-func (s *streams) end() {
+func (s *streams) end(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.readers--
+	s.ending = max(0, s.ending-1)
+	if s.readers == 0 {
+		s.idle = now
+	}
 }
 
-// read notes n bytes.
-func (s *streams) read(n int64, now time.Time) {
+// read notes n bytes, and returns what each does.
+func (s *streams) read(n int64, now time.Time) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bytes += n
-	took := now.Sub(s.since)
-	if took < window {
-		return
+	if now.Sub(s.since) >= window {
+		s.turn(now)
 	}
+	return s.count
+}
+
+// turn ends a window.
+func (s *streams) turn(now time.Time) {
+	took := now.Sub(s.since)
 	rate := float64(s.bytes) / took.Seconds()
 	s.since, s.bytes = now, 0
 	switch {
 	case s.settle:
-		s.settle = false
+		s.settle = s.ending > 0
 	case s.before > 0:
 		s.judge(rate, now)
 	case s.most > 1 && !now.Before(s.next):
@@ -93,7 +104,7 @@ func (s *streams) read(n int64, now time.Time) {
 func (s *streams) try(rate float64) {
 	s.before, s.rate, s.settle = s.count, rate, true
 	if s.count == s.most || s.less && s.count > 1 {
-		s.count = (s.count + 1) / 2
+		s.count, s.ending = (s.count+1)/2, s.readers
 	} else {
 		s.count = min(2*s.count, s.most)
 	}
@@ -108,6 +119,9 @@ func (s *streams) judge(rate float64, now time.Time) {
 	}
 	if rate >= enough*s.rate {
 		s.pause, s.next = firstPause, now // and further that way
+		if s.count == 1 || s.count == s.most {
+			s.next = now.Add(firstPause)
+		}
 	} else {
 		s.count, s.settle = s.before, true
 		s.less = !s.less
