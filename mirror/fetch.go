@@ -120,7 +120,7 @@ func (r *fetching) read(ctx context.Context, s *span) error {
 		hung.Reset(quiet)
 		r.mirror.metrics.upstreamBytes.Add(float64(n))
 		if r.ranges {
-			r.grow(ctx, r.up.streams.read(int64(n), time.Now()))
+			r.up.streams.read(int64(n), time.Now())
 		}
 		if n > 0 {
 			if _, err := r.fill.blob.WriteAt(buf[:n], at); err != nil {
@@ -143,16 +143,8 @@ func (r *fetching) read(ctx context.Context, s *span) error {
 	return nil
 }
 
-// grow begins more streams where there are less than want.
-func (r *fetching) grow(ctx context.Context, want int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for ; r.streams < want; r.streams++ {
-		r.group.Go(func() error { return r.next(ctx) })
-	}
-}
-
-// follow begins the range after one that is about to end, once, or lets the stream end where there are too many.
+// follow begins, once, what comes after a range that is about to end: one range, or more or none where the number of
+// streams changes. Before the end a second stream would read what nobody leases yet.
 func (r *fetching) follow(ctx context.Context, followed *bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -164,11 +156,15 @@ func (r *fetching) followLocked(ctx context.Context, followed *bool) {
 		return
 	}
 	*followed = true
-	if r.ranges && r.streams > r.up.streams.each() {
-		r.streams--
-		return
+	want := 1
+	if r.ranges {
+		want = r.up.streams.each()
 	}
-	r.group.Go(func() error { return r.next(ctx) })
+	begin := max(0, want-(r.streams-1))
+	r.streams += begin - 1
+	for range begin {
+		r.group.Go(func() error { return r.next(ctx) })
+	}
 }
 
 // hangs follows a range that brings nothing, unless it is a limit of ours that it waits for. It runs in a timer's

@@ -30,7 +30,7 @@ type streams struct {
 	since   time.Time // begin of the window
 	bytes   int64     // in it
 	settle  bool      // the window does not count
-	ending  int       // ranges that have to end before one counts: a stream ends with its range
+	ending  int       // ranges that have to end before one counts: then the streams are as many as they should be
 	idle    time.Time // since when there are no readers
 	before  int       // the count before the trial, 0: none is on
 	rate    float64   // before the trial, bytes a second
@@ -74,15 +74,14 @@ func (s *streams) end(now time.Time) {
 	}
 }
 
-// read notes n bytes, and returns what each does.
-func (s *streams) read(n int64, now time.Time) int {
+// read notes n bytes.
+func (s *streams) read(n int64, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bytes += n
 	if now.Sub(s.since) >= window {
 		s.turn(now)
 	}
-	return s.count
 }
 
 // turn ends a window.
@@ -102,9 +101,9 @@ func (s *streams) turn(now time.Time) {
 
 // try begins a trial; rate is that of now.
 func (s *streams) try(rate float64) {
-	s.before, s.rate, s.settle = s.count, rate, true
+	s.before, s.rate, s.settle, s.ending = s.count, rate, true, s.readers
 	if s.count == s.most || s.less && s.count > 1 {
-		s.count, s.ending = (s.count+1)/2, s.readers
+		s.count = (s.count + 1) / 2
 	} else {
 		s.count = min(2*s.count, s.most)
 	}

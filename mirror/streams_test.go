@@ -27,9 +27,13 @@ func play(most int) *played {
 	return &played{streams: newStreams(most), now: time.Unix(0, 0), noise: rand.New(rand.NewPCG(1, 2)), last: 300 * time.Millisecond}
 }
 
-// run reads for d. As in a fill, more streams begin at once, and one that is too many ends with its range.
+// run reads for d. As in a fill, streams begin and end with a range.
 func (p *played) run(d time.Duration, each, all float64) {
 	const step = 20 * time.Millisecond
+	if len(p.open) == 0 {
+		p.begin(p.now)
+		p.open = append(p.open, p.now.Add(p.last))
+	}
 	for end := p.now.Add(d); p.now.Before(end); {
 		p.now = p.now.Add(step)
 		for i := 0; i < len(p.open); i++ {
@@ -44,10 +48,10 @@ func (p *played) run(d time.Duration, each, all float64) {
 			}
 			p.begin(p.now)
 			p.open[i] = p.now.Add(p.last)
-		}
-		for len(p.open) < p.each() {
-			p.begin(p.now)
-			p.open = append(p.open, p.now.Add(p.last))
+			for len(p.open) < p.each() {
+				p.begin(p.now)
+				p.open = append(p.open, p.now.Add(p.last))
+			}
 		}
 		if len(p.open) > 1 {
 			p.many += step
@@ -101,11 +105,14 @@ func TestStreams(t *testing.T) {
 	t.Run("ranges that take long", func(t *testing.T) {
 		p := play(4)
 		p.last = 8 * time.Second
-		p.run(9*time.Second, mb/2, 1000*mb)
+		p.run(25*time.Second, mb/2, 1000*mb)
 		if p.each() != 4 {
 			t.Errorf("%d streams", p.each())
 		}
 		p.run(time.Hour, mb/2, 1000*mb)
+		for p.before > 0 { // a trial is on
+			p.run(time.Second, mb/2, 1000*mb)
+		}
 		if p.each() != 4 {
 			t.Errorf("%d streams after an hour", p.each())
 		}
