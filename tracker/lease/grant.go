@@ -368,9 +368,14 @@ func (z *zone) ahead(n *node, now time.Time) time.Duration {
 	return min(left, z.retry())
 }
 
-// activate counts n among those who ask.
+// activate counts n among those who ask. One that is behind them has enough to get from them and leases beside
+// it; to wait for its share would only keep those from the origin who need all that comes from there.
 func (z *zone) activate(n *node, now time.Time) {
 	n.asked = now
+	if n.held+z.table.cfg.behind(z.table.pieces) < z.front {
+		z.deactivate(n)
+		return
+	}
 	if n.active {
 		return
 	}

@@ -350,6 +350,38 @@ func TestLateNode(t *testing.T) {
 	b.wants(1, 62)
 }
 
+// TestFrontAndBehind: a node does not wait for the share of one that is behind it, but again when that has caught up.
+func TestFrontAndBehind(t *testing.T) {
+	s := newScene(t, 200)
+	front := s.node("front")
+	for p := range 20 {
+		front.wants(1, p)
+		s.pass(100*time.Millisecond, front)
+		front.has(p)
+	}
+	behind := s.node("behind")
+	behind.wants(1, 20)
+	for p := 21; p < 40; p++ {
+		front.wants(1, p)
+		front.has(p)
+	}
+	for p := range 40 {
+		behind.has(p)
+	}
+	behind.wants(1, 40)
+	for p := 41; ; p++ { // it is behind the mean by two slacks, and front ahead of it before long
+		got := front.lease(1)
+		if len(got) == 0 {
+			break
+		}
+		if p > 50 {
+			t.Fatal("front does not wait for the share of one that has as much")
+		}
+		front.has(got...)
+		behind.has(got...)
+	}
+}
+
 // TestFastLinks: what a node fetches within one interval may be unspread, since nobody can have
 // reported it.
 func TestFastLinks(t *testing.T) {

@@ -22,6 +22,9 @@ type Config struct {
 	// Ahead is how many pieces a node may be ahead of the mean of the nodes that are asking. With
 	// 16 nodes and 128 pieces the largest share decides the last finisher; 2 to 3 were measured best.
 	Ahead int
+	// Behind is by how many pieces fewer than the one of those who ask that holds the most a node may hold, to
+	// count in that mean.
+	Behind int
 	// Interval is how often a node that is downloading reports. A node is lost after three missed
 	// reports.
 	Interval time.Duration
@@ -39,6 +42,7 @@ func DefaultConfig() Config {
 		MaxOpen:         16,
 		Busy:            8,
 		Ahead:           3,
+		Behind:          8,
 		Interval:        500 * time.Millisecond,
 		IdleInterval:    5 * time.Second,
 		Patience:        5 * time.Second,
@@ -51,6 +55,7 @@ func (c Config) withDefaults() Config {
 	fill(&c.MaxOpen, d.MaxOpen)
 	fill(&c.Busy, d.Busy)
 	fill(&c.Ahead, d.Ahead)
+	fill(&c.Behind, d.Behind)
 	fill(&c.Interval, d.Interval)
 	fill(&c.IdleInterval, d.IdleInterval)
 	fill(&c.Patience, d.Patience)
@@ -111,6 +116,10 @@ func (c Config) allowance(fetch time.Duration) int {
 func (c Config) slack(pieces, nodes int) int {
 	return max(c.Ahead, pieces*3/(100*max(nodes, 1)))
 }
+
+// behind is Behind, or 3 % of the blob where that is more: of many small pieces nodes that are equally fast
+// differ by some dozens.
+func (c Config) behind(pieces int) int { return max(c.Behind, pieces*3/100) }
 
 // aheadOfFair reports whether a node that was granted share pieces is slack or more ahead of the
 // mean of nodes nodes, itself among them, that were granted total together.

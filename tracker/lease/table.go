@@ -268,7 +268,13 @@ func (t *Table) Expire(now time.Time) (lost []string) {
 		return nil
 	}
 	t.nextLook = now.Add(t.cfg.Interval / 5)
+	for _, z := range t.zones {
+		z.front = 0
+	}
 	for name, n := range t.nodes {
+		if n.active {
+			n.zone.front = max(n.zone.front, n.held)
+		}
 		if now.Sub(n.seen) > t.cfg.lostAfter(n.held == t.pieces) {
 			lost = append(lost, name)
 		} else if n.active && now.Sub(n.asked) > max(2*time.Second, 4*n.zone.times.get()) {

@@ -86,6 +86,7 @@ type zone struct {
 
 	active int
 	shares int // sum over active nodes
+	front  int // the most pieces that one of them held when Expire looked
 }
 
 func newZone(t *Table, name string) *zone {
