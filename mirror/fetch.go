@@ -73,14 +73,15 @@ func (r *fetching) next(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	s := r.fill.take(r.ranges, r.length()) // only now: what is wanted most may have changed while we waited
+	length := r.length()
+	s := r.fill.take(r.ranges, length) // only now: what is wanted most may have changed while we waited
 	if s == nil {
 		return nil
 	}
 	defer r.fill.finish(s)
 	r.begin()
 	defer r.end()
-	return r.read(ctx, s)
+	return r.read(ctx, s, length)
 }
 
 func (r *fetching) begin() {
@@ -101,8 +102,8 @@ func (r *fetching) end() {
 	}
 }
 
-// read fetches one range.
-func (r *fetching) read(ctx context.Context, s *span) error {
+// read fetches one range, which should have had the given length.
+func (r *fetching) read(ctx context.Context, s *span, length int64) error {
 	asked := time.Now()
 	body, err := r.repo.OpenRange(ctx, r.desc, s.start, s.end-s.start)
 	if err != nil {
@@ -138,7 +139,9 @@ func (r *fetching) read(ctx context.Context, s *span) error {
 			r.follow(ctx, &followed)
 		}
 	}
-	r.took(s.end-s.start, time.Since(asked))
+	if s.end-s.start >= length/growth { // shorter ones say little of the rate
+		r.took(s.end-s.start, time.Since(asked))
+	}
 	r.follow(ctx, &followed)
 	return nil
 }
@@ -206,13 +209,10 @@ func (r *fetching) lead(answer time.Duration) int64 {
 	return int64(r.rate * max(minLead, roundTrips*r.answer).Seconds())
 }
 
-// took notes a range that came whole. Short ones say little of the rate.
+// took notes a range that came whole.
 func (r *fetching) took(n int64, d time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if n < r.longest/growth {
-		return
-	}
 	r.longest = max(r.longest, n)
 	r.rate = mean(r.rate, float64(n)/max(d, time.Microsecond).Seconds())
 }
