@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"io"
@@ -47,7 +48,8 @@ type result struct {
 // revision is the commit that this program was built from; the Makefile sets it.
 var revision string
 
-// machine names the CPUs that everything ran on.
+// machine names the CPUs that everything ran on, and how its TCP reacts to a full link, which the namespaces
+// take over from it.
 func machine() string {
 	model := runtime.GOARCH
 	if raw, err := os.ReadFile("/proc/cpuinfo"); err == nil {
@@ -58,7 +60,11 @@ func machine() string {
 			}
 		}
 	}
-	return fmt.Sprintf("%d CPUs, %s", runtime.NumCPU(), model)
+	control, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		control = []byte("TCP unknown")
+	}
+	return fmt.Sprintf("%d CPUs, %s, %s", runtime.NumCPU(), model, bytes.TrimSpace(control))
 }
 
 // baseline is what the same links do without Shoal.
