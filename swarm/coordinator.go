@@ -2,6 +2,8 @@ package swarm
 
 import (
 	"context"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"time"
@@ -31,6 +33,10 @@ const (
 	// reconnect is how often known peers are offered to the library again: it forgets those that
 	// it could not reach.
 	reconnect = 5 * time.Second
+	// maxDialled is how many peers a node dials. The library has room for 50 connections of a blob, and each takes
+	// a place at both its ends: if those who are there first filled them with each other, nobody would
+	// let in who comes later, and what that one fetches would never come out.
+	maxDialled = 24
 )
 
 // coordinator is the one goroutine that asks for leases, hands them to the fetchers and reports.
@@ -43,6 +49,7 @@ type coordinator struct {
 	peers     map[string]string // address by name
 	near      []Peer            // of the last reply that named any
 	connectAt time.Time
+	dialled   []string // addresses that the library was told of, without those that were not connected at connectAt
 	interval  time.Duration
 	answered  time.Time // the tracker's last answer, or the start
 	failures  int       // announces in a row without an answer
@@ -210,18 +217,25 @@ func (c *coordinator) begin(l Lease) {
 	lane.jobs <- l
 }
 
-// connect tells the library of the known peers that are not connected. New ones are told of at once. Two that
-// dial each other at the same moment have two connections: to have the library drop one by its peer id would
-// let a node that copies another's id cut that one off.
+// connect tells the library of known peers that are not connected, of any, until it was told of enough. New ones
+// are told of at once. Two that dial each other at the same moment have two connections: to have the library drop
+// one by its peer id would let a node that copies another's id cut that one off.
 func (c *coordinator) connect(now time.Time, news bool) {
-	if !news && now.Before(c.connectAt) {
+	again := !now.Before(c.connectAt)
+	if !again && !news {
 		return
 	}
-	c.connectAt = now.Add(reconnect)
 	linked := c.s.linked()
-	infos := make([]torrent.PeerInfo, 0, len(c.peers))
-	for _, addr := range c.peers {
-		if !slices.Contains(linked, addr) {
+	if again {
+		c.connectAt = now.Add(reconnect)
+		c.dialled = slices.DeleteFunc(c.dialled, func(addr string) bool { return !slices.Contains(linked, addr) })
+	}
+	addrs := slices.Collect(maps.Values(c.peers))
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	var infos []torrent.PeerInfo
+	for _, addr := range addrs {
+		if len(c.dialled) < maxDialled && !slices.Contains(linked, addr) && !slices.Contains(c.dialled, addr) {
+			c.dialled = append(c.dialled, addr)
 			infos = append(infos, torrent.PeerInfo{Addr: torrent.StringAddr(addr)})
 		}
 	}

@@ -6,6 +6,7 @@ const (
 	Fetchers       = fetchers
 	MinRetry       = minRetry
 	Reconnect      = reconnect
+	MaxDialled     = maxDialled
 	SilentAfter    = silentAfter
 	OvertakenAfter = overtakenAfter
 	OrphanAfter    = orphanAfter

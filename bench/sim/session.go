@@ -22,6 +22,7 @@ type talk struct {
 	heard    map[int32]moment // when those gave something, or were first known
 	known    []int32          // nodes that were ever named
 	meetAt   moment           // known peers are offered to the library again
+	dialled  []int32          // nodes that the library was told of, without those that were not connected at meetAt
 }
 
 // lane returns the leases that are of l's kind.
@@ -208,14 +209,28 @@ func (w *world) meet(m *member, peers []client.Peer) {
 		}
 		t.near, t.heard = near, heard
 	}
-	if len(peers) == 0 && w.now < t.meetAt {
+	again := w.now >= t.meetAt
+	if !again && len(peers) == 0 {
 		return
 	}
-	t.meetAt = w.now + swarm.Reconnect
+	linked := map[int32]bool{}
+	for _, l := range m.links {
+		linked[l.peer.node.id] = true
+	}
+	if again {
+		t.meetAt = w.now + swarm.Reconnect
+		t.dialled = slices.DeleteFunc(t.dialled, func(id int32) bool { return !linked[id] })
+	}
 	if m.complete() {
 		return // what complete nodes dial is not modelled: others who lack something dial them
 	}
-	for _, id := range t.known {
+	known := slices.Clone(t.known)
+	w.random.Shuffle(len(known), func(i, j int) { known[i], known[j] = known[j], known[i] })
+	for _, id := range known {
+		if len(t.dialled) >= swarm.MaxDialled || linked[id] || slices.Contains(t.dialled, id) {
+			continue
+		}
+		t.dialled = append(t.dialled, id)
 		if other := m.layer.memberOf(w, id); other != nil {
 			wait := 3*w.cfg.Latency + w.thinking(m.node.host) + moment(w.random.Int64N(int64(dialTime)))
 			w.at(w.now+wait, event{kind: peersMeet, a: m.id, b: other.id})

@@ -171,6 +171,21 @@ func TestOneNodeMeetsTheBound(t *testing.T) {
 	}
 }
 
+// TestLateNodesFindRoom: nodes that come one by one have somebody to trade with, also when those before them are
+// more than a torrent has connections.
+func TestLateNodesFindRoom(t *testing.T) {
+	cfg := small()
+	cfg.Nodes, cfg.Zones, cfg.Racks, cfg.Layers = 100, 1, 1, 1
+	cfg.LayerBytes, cfg.Coarse, cfg.Every = 256<<20, true, 10*time.Millisecond
+	w := played(t, cfg)
+	if r := w.ratio(false); r < 1 || r > 1.35 {
+		t.Errorf("ratio %.3f", r)
+	}
+	if c := w.copies(); c < 0.999 || c > 1.02 {
+		t.Errorf("the mirror sent %.4f copies", c)
+	}
+}
+
 func TestSmallSwarm(t *testing.T) {
 	for _, coarse := range []bool{false, true} {
 		cfg := small()
