@@ -188,7 +188,7 @@ func (h *Hub) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, err
 		}
 	}
 	before := md.Status.DeepCopy()
-	h.absorb(&md)
+	unwritten := h.absorb(&md)
 	o, err := h.observe(ctx, &md)
 	if err != nil {
 		return ctrl.Result{}, err
@@ -201,7 +201,7 @@ func (h *Hub) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, err
 	if do.release {
 		return ctrl.Result{}, h.release(ctx, &md)
 	}
-	if err := h.act(ctx, &md, o, do); err != nil {
+	if err := h.act(ctx, &md, o, do, unwritten); err != nil {
 		return ctrl.Result{}, err
 	}
 	// What was just begun is looked at again for the status.
@@ -232,18 +232,20 @@ func ignoreConflict(err error) error {
 	return err
 }
 
-// absorb takes what the packing has found into the status. It stays the effort's result until the status is written.
-func (h *Hub) absorb(md *v1alpha1.ModelDistribution) {
+// absorb takes what the packing has found into the status, and reports whether only the effort knows it so far.
+func (h *Hub) absorb(md *v1alpha1.ModelDistribution) (unwritten bool) {
 	pack := h.packs.look(effortKey{md.UID, packing})
 	if done, ok := pack.Result.(packed); ok && md.Status.Digest == "" {
 		describePacking(observed{packing: pack}, &md.Status)
 		md.Status.Digest, md.Status.Revision, md.Status.Bytes = done.digest.String(), done.revision, done.bytes
+		unwritten = true
 	}
 	for _, p := range places(&md.Spec) {
 		if s, ok := h.copies.look(effortKey{md.UID, p.reference()}).Result.(synced); ok && s.bytes > 0 {
 			md.Status.Bytes = s.bytes
 		}
 	}
+	return unwritten
 }
 
 // Names of the efforts that are no syncs; those are named by the reference.
@@ -304,9 +306,10 @@ func sameSource(a, b *v1alpha1.ModelDistribution) bool {
 	return sourceIdentity(&a.Spec.ModelSource) == sourceIdentity(&b.Spec.ModelSource) && (a.Spec.ModelSource.PVC == nil || a.Namespace == b.Namespace)
 }
 
-// act begins what is to be done and ends what is not wanted any more.
-func (h *Hub) act(ctx context.Context, md *v1alpha1.ModelDistribution, o observed, do todo) error {
-	h.packs.keep(md.UID, func(string) bool { return do.pack >= 0 })
+// act begins what is to be done and ends what is not wanted any more. A result that is unwritten is kept: the write may
+// be refused, or the next look may still see the object from before it, and either would pack again.
+func (h *Hub) act(ctx context.Context, md *v1alpha1.ModelDistribution, o observed, do todo, unwritten bool) error {
+	h.packs.keep(md.UID, func(string) bool { return do.pack >= 0 || unwritten })
 	h.copies.keep(md.UID, func(name string) bool {
 		return slices.ContainsFunc(do.sync, func(c copyTask) bool { return o.places[c.to].reference() == name }) || do.deleteImages && name == deleting
 	})

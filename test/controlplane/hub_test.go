@@ -13,6 +13,9 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
 	"github.com/shoal-project/shoal/api/v1alpha1"
@@ -93,6 +96,47 @@ func TestSample(t *testing.T) {
 		}
 	}
 	t.Logf("%s", s.server.kubectl(t, "get", "md"))
+}
+
+// TestBusyObjects: somebody writes to the objects while they are packed, so that what the controller has read of them is
+// old and its own writes are refused; each is packed once all the same.
+func TestBusyObjects(t *testing.T) {
+	s := newSurroundings(t)
+	files := modelFiles(1, 1<<20)
+	const models, writes = 8, 100
+	objects := s.server.distributions()
+	seen, err := objects.Watch(within(t), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seen.Stop()
+	go func() { // each write is the reason for the next one
+		written := map[string]int{}
+		for e := range seen.ResultChan() {
+			object, ok := e.Object.(*unstructured.Unstructured)
+			if !ok || written[object.GetName()] == writes {
+				continue
+			}
+			written[object.GetName()]++
+			change := fmt.Appendf(nil, `{"metadata":{"annotations":{"busy":%q}}}`, object.GetResourceVersion())
+			_, _ = objects.Patch(t.Context(), object.GetName(), types.MergePatchType, change, metav1.PatchOptions{}) // the test may have ended
+		}
+	}()
+	s.start("--packs", "8")
+	for i := range models {
+		name := fmt.Sprintf("busy-%d", i)
+		s.put(name, files)
+		s.server.create(t, theSample(t, name, func(md *v1alpha1.ModelDistribution) {
+			md.Spec.ModelName, md.Spec.ModelSource.OSS.Path = v1alpha1.ModelName(name), v1alpha1.Path(name)
+		}))
+	}
+	for i := range models {
+		name := fmt.Sprintf("busy-%d", i)
+		md := s.server.until(t, name, "Synced", isTrue(v1alpha1.ConditionSynced))
+		if p := md.Status.Packing; p == nil || p.DoneBytes < 4<<20 || p.ReusedBytes != 0 {
+			t.Errorf("packing of %s %+v", name, p)
+		}
+	}
 }
 
 // TestSecondVersion: one of four shards is another one; it alone is read and sent.
