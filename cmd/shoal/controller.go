@@ -106,6 +106,7 @@ func runController(ctx context.Context, f *controllerFlags) error {
 	if err != nil {
 		return err
 	}
+	config.QPS = -1 // the server's priority and fairness holds us back where it must; client-go's own 5 a second would always
 	ctrl.SetLogger(logr.FromSlogHandler(f.log.Handler()))
 	scheme := runtime.NewScheme()
 	if err := errors.Join(clientgoscheme.AddToScheme(scheme), v1alpha1.AddToScheme(scheme), shoalv1alpha1.AddToScheme(scheme)); err != nil {
