@@ -20,8 +20,7 @@ import (
 // bed is the testbed: hosts in network namespaces of their own, joined by bridges, one a zone. It lives
 // in the private namespaces of this process (see isolate), so that its end takes everything along.
 type bed struct {
-	hosts int
-	names []string
+	hosts []*host
 	zones map[string]string // bridge by zone
 	logs  string
 	thin  string // the interface between the zones, seen from the first
@@ -115,25 +114,54 @@ func (b *bed) host(ctx context.Context, name, zone, rate string) (*host, error) 
 	if err != nil {
 		return nil, err
 	}
-	b.hosts++
-	b.names = append(b.names, name)
-	h := &host{name: name, ip: fmt.Sprintf("10.77.%d.%d", b.hosts/250, b.hosts%250+1), port: fmt.Sprintf("port%d", b.hosts)}
+	k := len(b.hosts) + 1
+	h := &host{name: name, ip: fmt.Sprintf("10.77.%d.%d", k/250, k%250+1), port: fmt.Sprintf("port%d", k)}
+	others := b.hosts
+	b.hosts = append(b.hosts, h)
 	h.Place = program.Place{Name: name, Logs: b.logs, Command: h.command, Dial: h.dial}
 	err = runAll(ctx,
 		"ip netns add "+name,
-		"ip link add "+h.port+" mtu "+mtu+" type veth peer name eth0 mtu "+mtu+" netns "+name,
+		"ip link add "+h.port+" mtu "+mtu+" type veth peer name eth0 address "+h.mac()+" mtu "+mtu+" netns "+name,
 		"ip link set "+h.port+" master "+bridge+" up",
 		"ip -n "+name+" addr add "+h.ip+"/16 dev eth0",
 		"ip -n "+name+" link set eth0 up",
 		"ip -n "+name+" link set lo up",
 	)
-	if err != nil || rate == "" {
+	if err != nil {
 		return h, err
+	}
+	if err := h.introduce(ctx, others); err != nil {
+		return h, err
+	}
+	if rate == "" {
+		return h, nil
 	}
 	return h, runAll(ctx,
 		"tc qdisc add dev "+h.port+" root tbf rate "+rate+" burst "+burst+" latency "+latency,
 		"tc -n "+name+" qdisc add dev eth0 root tbf rate "+rate+" burst "+burst+" latency "+latency,
 	)
+}
+
+// mac is the host's hardware address.
+func (h *host) mac() string {
+	ip := net.ParseIP(h.ip).To4()
+	return net.HardwareAddr{2, 0, ip[0], ip[1], ip[2], ip[3]}.String()
+}
+
+// introduce tells a new host and the others each other's hardware addresses for good. The kernel keeps those that it
+// learns in one table for all namespaces, which holds 1024 (gc_thresh3): thirty hosts that all talk to each other fill
+// it, and some can then reach nobody.
+func (h *host) introduce(ctx context.Context, others []*host) error {
+	for _, other := range others {
+		err := runAll(ctx,
+			"ip -n "+h.name+" neigh add "+other.ip+" lladdr "+other.mac()+" dev eth0 nud permanent",
+			"ip -n "+other.name+" neigh add "+h.ip+" lladdr "+h.mac()+" dev eth0 nud permanent",
+		)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // counter reads an interface's counter.
@@ -181,15 +209,14 @@ func (h *host) dial(ctx context.Context, network, addr string) (net.Conn, error)
 // remove takes all hosts and bridges away. Their processes have ended.
 func (b *bed) remove(ctx context.Context) error {
 	var errs []error
-	for i := range b.hosts {
+	for _, h := range b.hosts {
 		// A cable would go with its namespace, but only some time later.
-		port := fmt.Sprintf("port%d", i+1)
-		if _, err := os.Stat(filepath.Join("/sys/class/net", port)); err == nil {
-			errs = append(errs, run(ctx, "ip", "link", "del", port))
+		if _, err := os.Stat(filepath.Join("/sys/class/net", h.port)); err == nil {
+			errs = append(errs, run(ctx, "ip", "link", "del", h.port))
 		}
 	}
-	for _, name := range b.names {
-		errs = append(errs, run(ctx, "ip", "netns", "del", name))
+	for _, h := range b.hosts {
+		errs = append(errs, run(ctx, "ip", "netns", "del", h.name))
 	}
 	for _, name := range b.zones {
 		errs = append(errs, run(ctx, "ip", "link", "del", name))
