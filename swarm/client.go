@@ -100,8 +100,9 @@ func (c *Client) settings(cfg Config) *torrent.ClientConfig {
 	// The library would drop them while it completes a piece, and look for new ones in a state that its own
 	// consistency check takes for a reason to panic. See Session.partLoop.
 	s.DropMutuallyCompletePeers = false
-	// Without the grace, slow blocks are requested twice; the watchdog covers the stuck ones.
-	s.StealRequestGrace = 5 * time.Second
+	// Without the grace, slow blocks are requested twice (5 s were too few where sixty nodes share links of 20 Mbit/s:
+	// a fifth came twice); the watchdog covers the stuck ones.
+	s.StealRequestGrace = 30 * time.Second
 	// Any limit starves the link while hashing lags (1.60 x the bound at 32 MiB).
 	s.MaxUnverifiedBytes = 0
 	s.MaxAllocPeerRequestDataPerConn = 4 * BlockSize

@@ -196,8 +196,10 @@ const (
 	// silentAfter is how long no block at all may come before what was wanted for as long is reported as
 	// stuck: the library leaves a request with a peer that does not answer until something else moves.
 	silentAfter = 2 * time.Second
-	// overtakenAfter is how much later another piece may have been asked from a peer that came before.
-	overtakenAfter = 10 * time.Second
+	// overtakenAfter is how much later another piece may have been asked from a peer that came before. Where
+	// sixty nodes share links of 20 Mbit/s, one often does by more than ten seconds. The end of a transfer does not wait
+	// for it: nothing else comes then (silentAfter).
+	overtakenAfter = time.Minute
 	// orphanAfter is how long a piece may be without a connected holder: a broken connection is
 	// dialled again sooner, and a dead node's other copies become known.
 	orphanAfter = 2 * time.Second

@@ -11,5 +11,4 @@ const (
 	OvertakenAfter = overtakenAfter
 	OrphanAfter    = orphanAfter
 	MaxStuck       = maxStuck
-	DoubtAfter     = doubtAfter
 )

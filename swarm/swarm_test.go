@@ -490,9 +490,10 @@ func TestDoubts(t *testing.T) {
 	tr.gone("conn")
 	tr.gone("other")
 	check(later(2900*time.Millisecond), nil, "b", "c")
-	check(later(3100*time.Millisecond), nil, "a", "b", "c")
 	tr.delivered("again", from("::1"), later(3200*time.Millisecond))
-	check(later(3300*time.Millisecond), nil, "a", "b")
+	// Who let us wait for a second is doubted four seconds later than who never gave anything.
+	check(later(6900*time.Millisecond), nil, "b")
+	check(later(7100*time.Millisecond), nil, "a", "b")
 	// Nothing is kept of those who left; who comes back is new.
 	tr.gone("again")
 	peers = peers[:1]
@@ -502,6 +503,30 @@ func TestDoubts(t *testing.T) {
 	}
 	peers = append(peers, Peer{"b", "10.0.0.2:1"})
 	check(later(10*time.Second), nil, "a")
+}
+
+// TestPace: a peer that gives a block every few seconds is not doubted for it, one that stops is, and what it
+// did long ago does not count.
+func TestPace(t *testing.T) {
+	now := time.Now()
+	p := NewPace(now)
+	for range 10 {
+		now = now.Add(4 * time.Second)
+		if p.Doubtful(now) && p.pause > 0 {
+			t.Fatalf("doubted between its blocks: %+v", p)
+		}
+		p.Give(now)
+	}
+	if !p.Doubtful(now.Add(maxDoubtAfter + 1)) {
+		t.Error("never doubted")
+	}
+	for range 50 {
+		now = now.Add(10 * time.Millisecond)
+		p.Give(now)
+	}
+	if p.Doubtful(now.Add(doubtAfter)) || !p.Doubtful(now.Add(doubtAfter+100*time.Millisecond)) {
+		t.Errorf("after many quick blocks: %+v", p)
+	}
 }
 
 func TestStorageThatFails(t *testing.T) {

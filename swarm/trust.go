@@ -8,10 +8,43 @@ import (
 	"time"
 )
 
-// doubtAfter is how long a known peer may have given nothing before it is doubted. To doubt costs
-// little: only pieces that no other node holds are leased again, and those only when their holder did
-// not fetch them just now.
-const doubtAfter = 2 * time.Second
+const (
+	// doubtAfter is how long a known peer may at least have given nothing before it is doubted. To doubt costs
+	// little: only pieces that no other node holds are leased again, and those only when their holder did
+	// not fetch them just now.
+	doubtAfter = 2 * time.Second
+	// maxDoubtAfter bounds what it becomes with a peer that gives a block now and then.
+	maxDoubtAfter = 20 * time.Second
+)
+
+// Pace is how a peer gives its blocks: at, and with which longest pause of late. Where many share slow links,
+// seconds pass from one block of a peer to its next; who doubted all of them for it would fetch everything anew.
+type Pace struct {
+	at    time.Time // of the last block, or since when the peer is known
+	pause time.Duration
+}
+
+// NewPace returns that of a peer which is known since now.
+func NewPace(now time.Time) Pace { return Pace{at: now} }
+
+// Give notes a block. An earlier pause loses an eighth of its weight with each.
+func (p *Pace) Give(now time.Time) {
+	p.pause = max(min(now.Sub(p.at), maxDoubtAfter/4), p.pause-p.pause/8)
+	p.at = now
+}
+
+// Doubtful reports whether the peer has given nothing for longer than its pauses explain.
+func (p Pace) Doubtful(now time.Time) bool {
+	return now.Sub(p.at) > min(doubtAfter+4*p.pause, maxDoubtAfter)
+}
+
+// Later returns of two paces of one peer that which knows more.
+func (p Pace) Later(other Pace) Pace {
+	if other.at.After(p.at) {
+		return other
+	}
+	return p
+}
 
 // trust notes which peers give something. What a node announces may be a lie, or its address may not
 // be reachable from here: then nobody would lease what only it claims to hold, and this node would
@@ -19,17 +52,17 @@ const doubtAfter = 2 * time.Second
 type trust struct {
 	mu     sync.Mutex
 	byConn map[any]*supplier
-	hosts  map[string]time.Time // of the peers last asked about: when they gave something, or were first known
+	hosts  map[string]Pace // of the peers last asked about
 }
 
 // supplier is a connection that has given a block.
 type supplier struct {
 	host string
-	at   time.Time // of the last one
+	Pace
 }
 
 func newTrust() *trust {
-	return &trust{byConn: map[any]*supplier{}, hosts: map[string]time.Time{}}
+	return &trust{byConn: map[any]*supplier{}, hosts: map[string]Pace{}}
 }
 
 // delivered notes a block from conn, which leads to addr.
@@ -38,10 +71,15 @@ func (t *trust) delivered(conn any, addr fmt.Stringer, now time.Time) {
 	defer t.mu.Unlock()
 	s := t.byConn[conn]
 	if s == nil {
-		s = &supplier{host: hostOf(addr.String())}
+		host := hostOf(addr.String())
+		pace, known := t.hosts[host]
+		if !known {
+			pace = NewPace(now)
+		}
+		s = &supplier{host, pace}
 		t.byConn[conn] = s
 	}
-	s.at = now
+	s.Give(now)
 }
 
 // gone notes that conn ended.
@@ -55,22 +93,24 @@ func (t *trust) gone(conn any) {
 }
 
 func (t *trust) heard(s *supplier) {
-	if last, known := t.hosts[s.host]; known && s.at.After(last) {
-		t.hosts[s.host] = s.at
+	if last, known := t.hosts[s.host]; known {
+		t.hosts[s.host] = last.Later(s.Pace)
 	}
 }
 
 // doubts returns the names of those of peers that are banned, or known for a while and have given
-// nothing in the last while. It forgets everybody else.
+// nothing for longer than is their way. It forgets everybody else.
 func (t *trust) doubts(peers []Peer, banned []string, now time.Time) []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	hosts := make(map[string]time.Time, len(peers))
+	hosts := make(map[string]Pace, len(peers))
 	for _, p := range peers {
 		host := hostOf(p.Addr)
-		if hosts[host] = now; !t.hosts[host].IsZero() {
-			hosts[host] = t.hosts[host]
+		pace, known := t.hosts[host]
+		if !known {
+			pace = NewPace(now)
 		}
+		hosts[host] = pace
 	}
 	t.hosts = hosts
 	for _, s := range t.byConn {
@@ -79,7 +119,7 @@ func (t *trust) doubts(peers []Peer, banned []string, now time.Time) []string {
 	var out []string
 	for _, p := range peers {
 		host := hostOf(p.Addr)
-		if now.Sub(hosts[host]) > doubtAfter || slices.Contains(banned, host) {
+		if hosts[host].Doubtful(now) || slices.Contains(banned, host) {
 			out = append(out, p.Name)
 		}
 	}

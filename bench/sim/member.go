@@ -82,7 +82,7 @@ type conn struct {
 	window           *swarm.Window // nil for HTTP
 	arrived          int           // chunks of a range
 	piece            int32         // that the range is of
-	gave             moment        // when the last block came
+	pace             swarm.Pace
 }
 
 func (c *conn) pending() int { return len(c.queue) + c.flying }
@@ -181,7 +181,7 @@ func (w *world) join(n *node, l *layer) *member {
 }
 
 func (w *world) newConn(member, peer int32) *conn {
-	c := &conn{id: int32(len(w.conns)), member: member, peer: peer, open: true, gave: w.now}
+	c := &conn{id: int32(len(w.conns)), member: member, peer: peer, open: true, pace: swarm.NewPace(w.clock())}
 	w.conns = append(w.conns, c)
 	return c
 }
@@ -338,7 +338,8 @@ func (w *world) arrive(c *conn, r request) {
 		return
 	}
 	w.received += n
-	m.last, c.gave = w.now, w.now
+	m.last = w.now
+	c.pace.Give(w.clock())
 	whole := true
 	if m.blocks != nil {
 		m.blocks[p].got |= 1 << r.block

@@ -18,11 +18,11 @@ type talk struct {
 	body     client.Announce
 	reply    client.AnnounceReply
 	interval time.Duration
-	near     []int32          // the nodes of the last reply that named any
-	heard    map[int32]moment // when those gave something, or were first known
-	known    []int32          // nodes that were ever named
-	meetAt   moment           // known peers are offered to the library again
-	dialled  []int32          // nodes that the library was told of, without those that were not connected at meetAt
+	near     []int32              // the nodes of the last reply that named any
+	heard    map[int32]swarm.Pace // how those give
+	known    []int32              // nodes that were ever named
+	meetAt   moment               // known peers are offered to the library again
+	dialled  []int32              // nodes that the library was told of, without those that were not connected at meetAt
 }
 
 // lane returns the leases that are of l's kind.
@@ -195,14 +195,15 @@ func (w *world) meet(m *member, peers []client.Peer) {
 	t := &m.talk
 	if len(peers) > 0 {
 		near := make([]int32, 0, len(peers))
-		heard := make(map[int32]moment, len(peers))
+		heard := make(map[int32]swarm.Pace, len(peers))
 		for _, p := range peers {
 			id := w.byName[p.Node]
 			near = append(near, id)
-			heard[id] = w.now
-			if at, ok := t.heard[id]; ok {
-				heard[id] = at
+			pace, known := t.heard[id]
+			if !known {
+				pace = swarm.NewPace(w.clock())
 			}
+			heard[id] = pace
 			if !slices.Contains(t.known, id) {
 				t.known = append(t.known, id)
 			}
@@ -271,13 +272,13 @@ func (w *world) doubts(m *member) []string {
 	t := &m.talk
 	for _, l := range m.links {
 		who := l.peer.node.id
-		if at, near := t.heard[who]; near {
-			t.heard[who] = max(at, l.out.gave)
+		if last, near := t.heard[who]; near {
+			t.heard[who] = last.Later(l.out.pace)
 		}
 	}
 	var out []string
 	for _, id := range t.near {
-		if w.now-t.heard[id] > swarm.DoubtAfter {
+		if t.heard[id].Doubtful(w.clock()) {
 			out = append(out, w.nodes[id].name)
 		}
 	}

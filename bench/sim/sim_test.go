@@ -186,6 +186,22 @@ func TestLateNodesFindRoom(t *testing.T) {
 	}
 }
 
+// TestSlowLinks: where a peer gives a block every few seconds, because many share its slow uplink, nobody takes that for
+// a peer that does not give, and fetches everything from the mirror.
+func TestSlowLinks(t *testing.T) {
+	cfg := small()
+	cfg.Nodes, cfg.Zones, cfg.Racks, cfg.Layers = 60, 1, 1, 1
+	cfg.LayerBytes, cfg.Rate, cfg.MirrorRate, cfg.RegistryRate = 64<<20, 2.5e6, 2.5e6, 2.5e6
+	cfg.Every = time.Second
+	w := played(t, cfg)
+	if r := w.ratio(false); r < 1 || r > 1.35 {
+		t.Errorf("ratio %.3f", r)
+	}
+	if c := w.copies(); c < 0.999 || c > 1.5 {
+		t.Errorf("the mirror sent %.4f copies", c)
+	}
+}
+
 func TestSmallSwarm(t *testing.T) {
 	for _, coarse := range []bool{false, true} {
 		cfg := small()
