@@ -490,6 +490,7 @@ func TestDoubts(t *testing.T) {
 	tr.gone("conn")
 	tr.gone("other")
 	check(later(2900*time.Millisecond), nil, "b", "c")
+	check(later(3100*time.Millisecond), nil, "b", "c")
 	tr.delivered("again", from("::1"), later(3200*time.Millisecond))
 	// Who let us wait for a second is doubted four seconds later than who never gave anything.
 	check(later(6900*time.Millisecond), nil, "b")

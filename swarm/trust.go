@@ -17,7 +17,7 @@ const (
 	maxDoubtAfter = 20 * time.Second
 )
 
-// Pace is how a peer gives its blocks: at, and with which longest pause of late. Where many share slow links,
+// Pace is when a peer gave its last block, and with which longest pause of late. Where many share slow links,
 // seconds pass from one block of a peer to its next; who doubted all of them for it would fetch everything anew.
 type Pace struct {
 	at    time.Time // of the last block, or since when the peer is known
@@ -72,11 +72,7 @@ func (t *trust) delivered(conn any, addr fmt.Stringer, now time.Time) {
 	s := t.byConn[conn]
 	if s == nil {
 		host := hostOf(addr.String())
-		pace, known := t.hosts[host]
-		if !known {
-			pace = NewPace(now)
-		}
-		s = &supplier{host, pace}
+		s = &supplier{host, t.paceOf(host, now)}
 		t.byConn[conn] = s
 	}
 	s.Give(now)
@@ -90,6 +86,13 @@ func (t *trust) gone(conn any) {
 		t.heard(s)
 		delete(t.byConn, conn)
 	}
+}
+
+func (t *trust) paceOf(host string, now time.Time) Pace {
+	if pace, known := t.hosts[host]; known {
+		return pace
+	}
+	return NewPace(now)
 }
 
 func (t *trust) heard(s *supplier) {
@@ -106,11 +109,7 @@ func (t *trust) doubts(peers []Peer, banned []string, now time.Time) []string {
 	hosts := make(map[string]Pace, len(peers))
 	for _, p := range peers {
 		host := hostOf(p.Addr)
-		pace, known := t.hosts[host]
-		if !known {
-			pace = NewPace(now)
-		}
-		hosts[host] = pace
+		hosts[host] = t.paceOf(host, now)
 	}
 	t.hosts = hosts
 	for _, s := range t.byConn {

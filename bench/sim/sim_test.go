@@ -33,6 +33,17 @@ func played(t *testing.T, cfg config) *world {
 	return w
 }
 
+// keepsWithin checks the ratio of all nodes, and the copies from the mirror, of which there is at least one.
+func keepsWithin(t *testing.T, w *world, ratio, copies float64) {
+	t.Helper()
+	if r := w.ratio(false); r < 1 || r > ratio {
+		t.Errorf("ratio %.3f, coarse %v", r, w.cfg.Coarse)
+	}
+	if c := w.copies(); c < 0.999 || c > copies {
+		t.Errorf("the mirror sent %.4f copies, coarse %v", c, w.cfg.Coarse)
+	}
+}
+
 func TestQueueIsInOrder(t *testing.T) {
 	var q queue
 	r := rand.New(rand.NewPCG(1, 2))
@@ -177,13 +188,7 @@ func TestLateNodesFindRoom(t *testing.T) {
 	cfg := small()
 	cfg.Nodes, cfg.Zones, cfg.Racks, cfg.Layers = 100, 1, 1, 1
 	cfg.LayerBytes, cfg.Coarse, cfg.Every = 256<<20, true, 10*time.Millisecond
-	w := played(t, cfg)
-	if r := w.ratio(false); r < 1 || r > 1.35 {
-		t.Errorf("ratio %.3f", r)
-	}
-	if c := w.copies(); c < 0.999 || c > 1.02 {
-		t.Errorf("the mirror sent %.4f copies", c)
-	}
+	keepsWithin(t, played(t, cfg), 1.35, 1.02)
 }
 
 // TestSlowLinks: where a peer gives a block every few seconds, because many share its slow uplink, nobody takes that for
@@ -193,13 +198,7 @@ func TestSlowLinks(t *testing.T) {
 	cfg.Nodes, cfg.Zones, cfg.Racks, cfg.Layers = 60, 1, 1, 1
 	cfg.LayerBytes, cfg.Rate, cfg.MirrorRate, cfg.RegistryRate = 64<<20, 2.5e6, 2.5e6, 2.5e6
 	cfg.Every = time.Second
-	w := played(t, cfg)
-	if r := w.ratio(false); r < 1 || r > 1.35 {
-		t.Errorf("ratio %.3f", r)
-	}
-	if c := w.copies(); c < 0.999 || c > 1.5 {
-		t.Errorf("the mirror sent %.4f copies", c)
-	}
+	keepsWithin(t, played(t, cfg), 1.35, 1.5)
 }
 
 func TestSmallSwarm(t *testing.T) {
@@ -207,12 +206,7 @@ func TestSmallSwarm(t *testing.T) {
 		cfg := small()
 		cfg.Coarse = coarse
 		w := played(t, cfg)
-		if c := w.copies(); c < 0.999 || c > 1.001 {
-			t.Errorf("coarse %v: the mirror sent %.4f copies", coarse, c)
-		}
-		if r := w.ratio(false); r < 1 || r > 1.35 {
-			t.Errorf("coarse %v: ratio %.3f", coarse, r)
-		}
+		keepsWithin(t, w, 1.35, 1.001)
 		for _, n := range w.nodes[firstNode:] {
 			if n.finished == 0 {
 				t.Errorf("%s has not finished", n.name)
